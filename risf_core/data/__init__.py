@@ -1,0 +1,1 @@
+"""Data sources: everything becomes one form, `DetectionData`."""

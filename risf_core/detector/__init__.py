@@ -1,0 +1,1 @@
+"""The C4 Faster R-CNN with gradient-decoupled layers (DeFRCN, RISF)."""

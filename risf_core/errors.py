@@ -1,0 +1,25 @@
+"""The errors a user may meet: each message says what, where, what was expected and what to do."""
+
+
+class RisfError(Exception):
+    """Base of all errors that a user can mend; launchers print it as one line without a traceback."""
+
+
+class ParamsError(RisfError):
+    """A parameter file or value is wrong."""
+
+
+class DataError(RisfError):
+    """An image, an annotation file or a path of the data is wrong."""
+
+
+class SplitError(RisfError):
+    """A base/novel partition or a few-shot split cannot be had from the data."""
+
+
+class CheckpointError(RisfError):
+    """A checkpoint is unreadable or does not fit the model."""
+
+
+class RecordError(RisfError):
+    """A run that is needed is not finished, or its record is unreadable or out of date."""
