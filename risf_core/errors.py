@@ -23,3 +23,7 @@ class CheckpointError(RisfError):
 
 class RecordError(RisfError):
     """A run that is needed is not finished, or its record is unreadable or out of date."""
+
+
+class ShapeError(RisfError, ValueError):
+    """A tensor or array has the wrong shape, type or range."""
