@@ -14,7 +14,9 @@ from risf_core.errors import ParamsError
 
 BUILT_IN_LOSSES = ("bnrl", "ce", "ce_bg")
 REPOSITORY = Path(__file__).resolve().parents[1]
-EXPECTED = "expected function(logits [N, C+1] with background last, labels int64 [N]) -> scalar loss, a mean over RoIs"
+EXPECTED = (
+    "expected function(logits [N, C+1] with background last, labels int64 [N]) -> scalar, a mean over RoIs"
+)
 
 
 def is_custom(spec: str) -> bool:
@@ -158,9 +160,9 @@ def _find_file(spec: str) -> Path:
 
 
 def _import_file(path: Path, spec: str) -> types.ModuleType:
-    """Import under a name made of path and content: two files called my.py, or two versions of one, never meet.
+    """Import under a name made of path and content: two files, or two versions of one, never meet.
 
-    The source is compiled here, since Python's own cache takes a file for unchanged when its second and size are.
+    Compiled here, since Python's own cache takes a file for unchanged when its second and its size are.
     """
     source = path.read_bytes()
     name = "risf_custom_loss_" + hashlib.sha256(str(path).encode() + source).hexdigest()[:16]
