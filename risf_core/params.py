@@ -1,0 +1,523 @@
+"""Every parameter and its default: one strict model per notebook.
+
+A wrong name, type or value is refused before a kernel starts (``risf_core.run``) and, by the same model, in a notebook
+that is opened by hand. This file imports no torch, so that a refusal takes well under two seconds.
+"""
+
+import ast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+
+from risf_core.errors import ParamsError
+from risf_core.yaml_files import explain, nearest, project_path
+
+T = TypeVar("T")
+Many = Annotated[
+    tuple[T, ...], Strict(False)
+]  # lax here alone: YAML has lists and no tuples; the items stay strict
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+SplitNumber = Annotated[int, Field(ge=1, le=3)]
+LOSSES = ("bnrl", "ce", "ce_bg")
+ARMS = ("kshot", "missing", "full")
+Arm = Literal["kshot", "missing", "full"]
+LabelSpace = Literal["novel+background", "novel+base+background"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Strictly(BaseModel):
+    """Base of all parameter models: frozen, no unknown names, no conversion of types, no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RunRef(Strictly):
+    """One run, or a grid of runs: a params file and the values that replace those of the file.
+
+    Written as ``{params: params/mini/20_fine_tuning.yaml, set: {shots: [1, 5]}}`` or as the path alone. A list given to
+    a parameter that is not a list makes one run for each of its items.
+    """
+
+    params: str = Field(min_length=1, description="params file, relative to the repository")
+    set: dict[str, Any] = Field(
+        default={}, description="values that replace those of the file; dotted names are fine"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_path(cls, value: Any) -> Any:
+        return {"params": value} if isinstance(value, str) else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
+RunRefs = Annotated[Many[RunRef], BeforeValidator(_one_or_many)]
+
+
+class PictogramData(Strictly):
+    """The embedded world of pictograms, rendered on first use."""
+
+    source: Literal["pictograms"] = "pictograms"
+    root: str = Field(
+        "data", description="folder for data, relative to the repository; no part of a run's identity"
+    )
+    image_size: int = Field(160, ge=64, le=512, description="side of a scene in pixels")
+    num_base_images: int = Field(4000, ge=8, description="training scenes")
+    num_test_images: int = Field(500, ge=8, description="test scenes")
+    num_classification: int = Field(
+        14000, ge=100, description="crops of the 50 disjoint concepts, for pretraining"
+    )
+    num_corpus: int = Field(30000, ge=100, description="captioned crops that train the tiny CLIPs")
+    extra_novel: int = Field(
+        4, ge=0, le=8, description="further novel objects in a K-shot image of missing and full"
+    )
+    few_shot_splits: Many[SplitNumber] = Field(
+        (1,), min_length=1, description="splits whose shots are written"
+    )
+    few_shot_seeds: int = Field(
+        10, ge=1, le=30, description="draws of K-shot images, seeds 0 to this less one"
+    )
+    shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K, nested")
+    seed: Seed = Field(0, description="seed of the whole world")
+
+
+class CocoData(Strictly):
+    """Any data set in COCO's annotation form, with the names of its novel classes."""
+
+    source: Literal["coco"]
+    root: str = Field("data", description="folder for what we write (splits), relative to the repository")
+    annotations: str = Field(min_length=1, description="annotation file (JSON)")
+    images: str = Field(min_length=1, description="folder of the images")
+    test_annotations: str | None = Field(
+        None, description="annotation file of the test images; null draws them"
+    )
+    test_images: str | None = Field(
+        None, description="folder of the test images; null means the same as images"
+    )
+    test_fraction: float = Field(
+        0.5, gt=0, lt=1, description="share of images drawn for testing, without a test file"
+    )
+    base_classes: Many[str] | None = Field(
+        None, description="names of the base classes; null means all others"
+    )
+    novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
+    shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested")
+    num_seeds: int = Field(10, ge=1, le=30, description="draws of K-shot images, seeds 0 to this less one")
+    seed: Seed = Field(0, description="seed of the image split and of the draws")
+
+
+def _default_source(value: Any) -> Any:
+    return {"source": "pictograms", **value} if isinstance(value, dict) else value
+
+
+Data = Annotated[PictogramData | CocoData, Field(discriminator="source"), BeforeValidator(_default_source)]
+
+
+class DetectorParams(Strictly):
+    """C4 Faster R-CNN with gradient-decoupled layers; the defaults are the mini detector's."""
+
+    block: Literal["basic", "bottleneck"] = Field("basic", description="residual block of res2 to res5")
+    stages: Many[Count] = Field(
+        (1, 2, 2), min_length=3, max_length=3, description="blocks of res2, res3, res4"
+    )
+    stem: Literal["deep", "resnet"] = Field(
+        "deep", description="two 3x3 stride-2 convs, or 7x7 stride 2 and max-pool"
+    )
+    stem_width: int = Field(32, ge=4, description="channels of the stem")
+    res2_width: int = Field(32, ge=4, description="output channels of res2; doubled by each stage")
+    norm: Literal["BN", "FrozenBN", "GN"] = Field("BN", description="normalisation layers")
+    dilate_res4: bool = Field(True, description="res4 with stride 1 and dilation 2 (stride 8 in all)")
+    res5_blocks: Count = Field(2, description="blocks of res5, the box head")
+    res5_width: int = Field(192, ge=4, description="output channels of res5")
+    stride_in_1x1: bool = Field(
+        False, description="stride in the first 1x1 conv of a bottleneck (MSRA weights)"
+    )
+    freeze_at: int = Field(
+        0, ge=0, le=4, description="stages frozen from the stem on; 3 freezes stem, res2 and res3"
+    )
+    anchor_sizes: Many[Annotated[float, Field(gt=0)]] = Field(
+        (24.0, 42.0, 72.0), min_length=1, description="pixels"
+    )
+    anchor_ratios: Many[Annotated[float, Field(gt=0)]] = Field(
+        (0.5, 1.0, 2.0), min_length=1, description="h / w"
+    )
+    rpn_pre_nms_train: Count = Field(600, description="proposals kept before NMS in training")
+    rpn_pre_nms_test: Count = Field(600, description="proposals kept before NMS in testing")
+    rpn_post_nms_train: Count = Field(300, description="proposals kept after NMS in training")
+    rpn_post_nms_test: Count = Field(100, description="proposals kept after NMS in testing")
+    rpn_batch: Count = Field(64, description="anchors an image in the RPN's loss")
+    roi_batch: Count = Field(16, description="RoIs an image in the box head's loss")
+    roi_positive_fraction: Share = Field(0.25, description="largest share of positive RoIs")
+    rpn_gradient_scale: float = Field(
+        0.0, ge=0, le=1, description="gradient from the RPN to the backbone (DeFRCN: 0)"
+    )
+    roi_gradient_scale: float = Field(0.75, ge=0, le=1, description="gradient from the head to the backbone")
+    cls_dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the classifier (published: 0.8)")
+    pixel_mean: Many[float] = Field(
+        (123.675, 116.28, 103.53), min_length=3, max_length=3, description="0-255"
+    )
+    pixel_std: Many[Annotated[float, Field(gt=0)]] = Field(
+        (58.395, 57.12, 57.375), min_length=3, max_length=3
+    )
+    image_order: Literal["RGB", "BGR"] = Field(
+        "RGB", description="colour order that the mean and the weights expect"
+    )
+    min_size: Many[Count] | None = Field(
+        None, description="shorter side after resizing, drawn in training; null: as is"
+    )
+    max_size: Count = Field(1333, description="longest side after resizing")
+    class_agnostic_boxes: bool = Field(False, description="one box regression for all classes")
+
+
+class SolverParams(Strictly):
+    """SGD and its schedule."""
+
+    iterations: Count = Field(1200, description="steps")
+    batch_size: Count = Field(8, description="images a step")
+    lr: float = Field(0.02, gt=0, le=10, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(1.0e-4, ge=0, le=1)
+    schedule: Literal["onecycle", "multistep", "constant"] = "onecycle"
+    milestones: Many[Count] = Field((), description="steps of a multistep schedule at which gamma is applied")
+    gamma: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
+    warmup: int = Field(0, ge=0, description="linear warm-up steps")
+    clip_norm: float | None = Field(10.0, gt=0, description="largest norm of the gradient; null: unclipped")
+    precision: Precision = Field("auto", description="auto takes bf16 where a probe finds it faster")
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none but the last")
+
+    @model_validator(mode="after")
+    def _milestones_need_multistep(self) -> Self:
+        if bool(self.milestones) != (self.schedule == "multistep"):
+            raise ValueError("milestones belong to schedule: multistep, and that schedule needs them")
+        return self
+
+
+class ClipSource(Strictly):
+    """A CLIP: trained here (`run`), or one of open_clip's (`model`, `pretrained`)."""
+
+    run: RunRef | None = Field(None, description="run of 12_tiny_clip")
+    model: str | None = Field(None, description="open_clip's name of a model")
+    pretrained: str | None = Field(
+        None, description="open_clip's tag or a checkpoint file; null: random weights"
+    )
+    path_only: bool = Field(False, description="says that weights are random and numbers mean nothing")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.run is None) == (self.model is None):
+            raise ValueError("give either run or model")
+        if self.model and self.pretrained is None and not self.path_only:
+            raise ValueError(
+                f"model {self.model!r} without pretrained has random weights; say path_only: true"
+            )
+        return self
+
+
+class NotebookParams(Strictly):
+    """What all notebooks share."""
+
+    notebook: ClassVar[str]  # stem of the notebook's file
+    needs_torch: ClassVar[bool] = True  # whether start_run sets torch's threads and seeds
+    after_all: ClassVar[bool] = False  # whether the run reads all current records of its profile
+    profile: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="results go to results/<profile>/")
+    data: Data = Field(PictogramData(), description="data set")
+    seed: Seed = Field(0, description="seed of weights, order and sampling")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one")
+    num_threads: int = Field(1, ge=1, le=256, description="1 repeats numbers exactly")
+
+    def label(self) -> str:
+        """Readable part of the run's name, made of [a-z0-9_-]."""
+        return self.notebook.split("_", 1)[1]
+
+    def user_files(self) -> tuple[str, ...]:
+        """Paths of the user's own code that the run executes; their content is part of the run's identity."""
+        return ()
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """Validate the names that a notebook's `parameters` cell left in `namespace` (``globals()``).
+
+        Raises:
+            ParamsError: If the cell holds an unknown name, or a value of a wrong type or range.
+        """
+        for name in _assigned_in_parameters_cell(namespace, cls.model_fields):
+            if name not in cls.model_fields:
+                known = nearest(name, cls.model_fields)
+                raise ParamsError(f"{cls.notebook}: unknown parameter {name!r} (nearest: {known!r}).")
+        try:
+            return cls.model_validate(
+                {name: namespace[name] for name in cls.model_fields if name in namespace}
+            )
+        except ValidationError as error:
+            raise ParamsError(f"{cls.notebook}: {explain(error, cls)}") from None
+
+
+def _assigned_in_parameters_cell(namespace: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
+    """Names set by the last executed cell that only assigns literals and sets a parameter; without IPython, all names."""
+    if "In" not in namespace:
+        return tuple(name for name in namespace if not name.startswith("_"))
+    for source in reversed(namespace["In"]):
+        names = literal_assignments(source)
+        if names and fields.keys() & names.keys():
+            return tuple(name for name in names if name in namespace)
+    return ()
+
+
+def literal_assignments(source: str) -> dict[str, Any] | None:
+    """Names and values of a cell that holds nothing but ``name = literal`` lines, else None."""
+    names: dict[str, Any] = {}
+    try:
+        for node in ast.parse(source).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else None
+            if not isinstance(target, ast.Name):
+                return None
+            names[target.id] = ast.literal_eval(node.value)
+    except (SyntaxError, ValueError, TypeError):
+        return None
+    return names
+
+
+class CheckSetupParams(NotebookParams):
+    """00_check_setup: versions, device, data."""
+
+    notebook: ClassVar[str] = "00_check_setup"
+    needs_torch: ClassVar[bool] = False
+
+
+class PictogramWorldParams(NotebookParams):
+    """02_pictogram_world: the embedded data set."""
+
+    notebook: ClassVar[str] = "02_pictogram_world"
+    needs_torch: ClassVar[bool] = False
+    split: SplitNumber = Field(1, description="split whose K-shot images are shown")
+    shots: Count = Field(3, description="K of the images shown")
+    few_shot_seed: Seed = Field(0, description="draw that is shown")
+
+
+class BaseTrainingParams(NotebookParams):
+    """10_base_training: pretraining on disjoint concepts, then the base classes."""
+
+    notebook: ClassVar[str] = "10_base_training"
+    split: SplitNumber = Field(1, description="base/novel split")
+    detector: DetectorParams = DetectorParams()
+    pretraining: SolverParams | None = Field(
+        SolverParams(iterations=900, batch_size=64, lr=0.05), description="null trains from scratch"
+    )
+    solver: SolverParams = SolverParams()
+
+    def label(self) -> str:
+        return f"base_training-split{self.split}"
+
+
+class TinyClipParams(NotebookParams):
+    """12_tiny_clip: a small CLIP trained on the captioned corpus."""
+
+    notebook: ClassVar[str] = "12_tiny_clip"
+    tower: str = Field(
+        "risf-tiny-resnet", pattern=r"^[A-Za-z0-9._-]+$", description="name of an open_clip config"
+    )
+    iterations: Count = Field(1200, description="steps")
+    batch_size: int = Field(128, ge=2, description="crops a step")
+    lr: float = Field(2.0e-3, gt=0, le=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.05, ge=0, le=1)
+    warmup_fraction: Share = Field(0.3, description="share of the steps in which the rate rises")
+    low_res_after: Share = Field(
+        0.25, description="share of the steps after which crops are zoomed and blurred"
+    )
+    precision: Precision = "auto"
+    splits: Many[SplitNumber] = Field(
+        (1, 2, 3), min_length=1, description="splits whose novel crops are scored"
+    )
+
+    def label(self) -> str:
+        return f"tiny_clip-{self.tower.removeprefix('risf-tiny-').lower()}"
+
+
+LossName = Annotated[str, Field(description="bnrl, ce, ce_bg or path/to/file.py:function")]
+
+
+def _loss_files(losses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.rpartition(":")[0] for name in losses if ":" in name))
+
+
+def _check_losses(losses: tuple[str, ...]) -> None:
+    """ValueError for a loss that is neither one of LOSSES nor an existing ``path/to/file.py:function``."""
+    for name in losses:
+        path, _, function = name.rpartition(":")
+        if not path and name not in LOSSES:
+            raise ValueError(
+                f"unknown loss {name!r} (nearest: {nearest(name, LOSSES)!r}); "
+                f"choose from {', '.join(LOSSES)} or path/to/file.py:function"
+            )
+        if path and not (path.endswith(".py") and function.isidentifier()):
+            raise ValueError(f"loss {name!r} is not of the form path/to/file.py:function")
+        if path and not project_path(path).is_file():
+            raise ValueError(f"loss {name!r}: there is no file {project_path(path)}")
+
+
+class HeadParams(Strictly):
+    """What fine-tuning changes of the base model's detector parameters."""
+
+    num_proposals: Count = Field(100, description="proposals an image in fine-tuning (rpn_post_nms_train)")
+    roi_batch: Count = Field(64, description="RoIs an image in the box head's loss")
+    cls_dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the classifier (published: 0.8)")
+    roi_gradient_scale: Share = Field(
+        0.01, description="gradient from the head to the backbone, where it is trained"
+    )
+
+
+class FewShotParams(NotebookParams):
+    """Which K-shot sets a notebook trains on, and how."""
+
+    split: SplitNumber = Field(1, description="base/novel split")
+    shots: Count = Field(5, description="K, boxes per class")
+    seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws of K-shot images")
+    arms: Many[Arm] = Field(("kshot",), min_length=1, description="which annotations the K-shot images have")
+    losses: Many[LossName] = Field(
+        ("ce", "bnrl"), min_length=1, description="losses by name, or path.py:function"
+    )
+    base: RunRef = Field(description="run of 10_base_training")
+    setting: Literal["fsod", "gfsod"] = Field("fsod", description="novel classes alone, or base and novel")
+    head: HeadParams = HeadParams()
+    solver: SolverParams = SolverParams(iterations=300, lr=0.02, weight_decay=1.0e-3, precision="fp32")
+
+    def user_files(self) -> tuple[str, ...]:
+        return _loss_files(self.losses)
+
+    @model_validator(mode="after")
+    def _within_data(self) -> Self:
+        data, pictograms = self.data, isinstance(self.data, PictogramData)
+        num_seeds = data.few_shot_seeds if pictograms else data.num_seeds
+        if self.shots not in data.shots:
+            raise ValueError(f"shots is {self.shots}, but data.shots is {list(data.shots)}")
+        if max(self.seeds) >= num_seeds:
+            raise ValueError(f"seeds has {max(self.seeds)}, but the data has seeds 0 to {num_seeds - 1}")
+        if pictograms and self.split not in data.few_shot_splits:
+            raise ValueError(
+                f"split is {self.split}, but data.few_shot_splits is {list(data.few_shot_splits)}"
+            )
+        if not pictograms and set(self.arms) != {"kshot"}:
+            raise ValueError("data of source coco has the arm kshot alone")
+        _check_losses(self.losses)
+        return self
+
+
+class BnrlParams(Strictly):
+    """The loss's hyper-parameters (paper's letters)."""
+
+    alpha: Share = Field(0.2, description="weight of the positive term")
+    beta: float | None = Field(None, ge=0, le=10, description="weight of the negative term; null: 1 - alpha")
+    gamma: float = Field(4.0, ge=0, le=20, description="focusing exponent")
+    epsilon: float = Field(1.0, ge=0, le=20)
+    background_weight: float = Field(
+        0.2, ge=0, le=10, description="weight of background RoIs (also of ce_bg)"
+    )
+
+
+class CmClipParams(Strictly):
+    """Re-scoring by image-text similarity."""
+
+    c: Share = Field(0.7, description="weight of the detector's score")
+    temperature: float = Field(100.0, gt=0, le=1000, description="factor of the cosines in the softmax")
+    templates: Many[str] = Field(
+        ("a photo of {}",), min_length=1, description="prompts; {} is the class name"
+    )
+    score_thresh: Share = Field(0.05, description="detections at or below it are not re-scored")
+    preprocess: Literal["clip", "released"] = Field(
+        "clip", description="RGB and CLIP's mean, or BGR/255 as released"
+    )
+    label_spaces: Many[LabelSpace] = Field(
+        ("novel+background", "novel+base+background"), description="paper's first"
+    )
+
+
+class FineTuningParams(FewShotParams):
+    """20_fine_tuning: K-shot fine-tuning with each loss, with and without CM-CLIP."""
+
+    notebook: ClassVar[str] = "20_fine_tuning"
+    clip: ClipSource | None = Field(None, description="null: no re-scoring")
+    bnrl: BnrlParams = BnrlParams()
+    cm_clip: CmClipParams = CmClipParams()
+    trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = Field(
+        "box_head", description="what is trained; published: all_but_res5"
+    )
+    cached: bool = Field(True, description="train the box head from cached features of frozen layers")
+
+    def label(self) -> str:
+        return f"fine_tuning-split{self.split}-{self.shots}shot" + (
+            "-gfsod" if self.setting == "gfsod" else ""
+        )
+
+    @model_validator(mode="after")
+    def _cache_needs_frozen_layers(self) -> Self:
+        if self.cached and self.trainable != "box_head":
+            raise ValueError("cached: true needs trainable: box_head (all else must be frozen)")
+        return self
+
+
+class AblationCParams(NotebookParams):
+    """30_ablation_c: nAP over c and the label space, from stored files."""
+
+    notebook: ClassVar[str] = "30_ablation_c"
+    fine_tuning: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning")
+    c: Many[Share] = Field(
+        tuple(i / 10 for i in range(11)), min_length=1, description="weights of the detector"
+    )
+    label_spaces: Many[LabelSpace] = ("novel+background", "novel+base+background")
+
+
+class AblationBnrlParams(FewShotParams):
+    """31_ablation_bnrl: the loss's curves, then its hyper-parameters."""
+
+    notebook: ClassVar[str] = "31_ablation_bnrl"
+    alphas: Many[Share] = Field((0.2, 0.5, 0.8), min_length=1, description="with beta = 1 - alpha")
+    betas: Many[Annotated[float, Field(ge=0, le=10)]] = Field((0.2, 0.5, 0.8), description="with alpha fixed")
+    background_weights: Many[Annotated[float, Field(ge=0, le=10)]] = Field(
+        (0.05, 0.2, 0.5, 1.0), min_length=1
+    )
+    gammas: Many[Annotated[float, Field(ge=0, le=20)]] = Field((0.0, 2.0, 4.0), min_length=1)
+    epsilons: Many[Annotated[float, Field(ge=0, le=20)]] = Field((0.0, 1.0), min_length=1)
+
+    def label(self) -> str:
+        return f"ablation_bnrl-split{self.split}-{self.shots}shot"
+
+
+class ClipBackbonesParams(NotebookParams):
+    """32_clip_backbones: CM-CLIP's gain for each CLIP."""
+
+    notebook: ClassVar[str] = "32_clip_backbones"
+    fine_tuning: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning")
+    clips: Many[ClipSource] = Field(min_length=1, description="the CLIPs to compare")
+    cm_clip: CmClipParams = CmClipParams()
+
+
+class ResultsParams(NotebookParams):
+    """40_results: all tables and figures, from records alone."""
+
+    notebook: ClassVar[str] = "40_results"
+    needs_torch: ClassVar[bool] = False
+    after_all: ClassVar[bool] = True
+    runs: str | None = Field(
+        None, description="runs.yaml of the profile; its missing runs are shown as missing"
+    )
+
+
+MODELS: dict[str, type[NotebookParams]] = {
+    model.notebook: model
+    for model in (
+        CheckSetupParams,
+        PictogramWorldParams,
+        BaseTrainingParams,
+        TinyClipParams,
+        FineTuningParams,
+        AblationCParams,
+        AblationBnrlParams,
+        ClipBackbonesParams,
+        ResultsParams,
+    )
+}
