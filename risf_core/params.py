@@ -1,7 +1,7 @@
 """Every parameter and its default: one strict model per notebook.
 
-A wrong name, type or value is refused before a kernel starts (``risf_core.run``) and, by the same model, in a notebook
-that is opened by hand. This file imports no torch, so that a refusal takes well under two seconds.
+A wrong name, type or value is refused before a kernel starts (``risf_core.run``) and, by the same model, in a
+notebook that is opened by hand. This file imports no torch, so that a refusal takes well under two seconds.
 """
 
 import ast
@@ -13,9 +13,9 @@ from risf_core.errors import ParamsError
 from risf_core.yaml_files import explain, nearest, project_path
 
 T = TypeVar("T")
-Many = Annotated[
-    tuple[T, ...], Strict(False)
-]  # lax here alone: YAML has lists and no tuples; the items stay strict
+Many = Annotated[tuple[T, ...], Strict(False)]  # lax here alone: YAML has no tuples; the items stay strict
+NotNegative = Annotated[float, Field(ge=0, le=20)]
+Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -36,14 +36,12 @@ class Strictly(BaseModel):
 class RunRef(Strictly):
     """One run, or a grid of runs: a params file and the values that replace those of the file.
 
-    Written as ``{params: params/mini/20_fine_tuning.yaml, set: {shots: [1, 5]}}`` or as the path alone. A list given to
-    a parameter that is not a list makes one run for each of its items.
+    Written as ``{params: params/mini/20_fine_tuning.yaml, set: {shots: [1, 5]}}`` or as the path alone. A list given
+    to a parameter that is not a list makes one run for each of its items.
     """
 
     params: str = Field(min_length=1, description="params file, relative to the repository")
-    set: dict[str, Any] = Field(
-        default={}, description="values that replace those of the file; dotted names are fine"
-    )
+    set: dict[str, Any] = Field(default={}, description="replace those of the file; may be dotted")
 
     @model_validator(mode="before")
     @classmethod
@@ -62,25 +60,15 @@ class PictogramData(Strictly):
     """The embedded world of pictograms, rendered on first use."""
 
     source: Literal["pictograms"] = "pictograms"
-    root: str = Field(
-        "data", description="folder for data, relative to the repository; no part of a run's identity"
-    )
+    root: str = Field("data", description="folder for data; no part of a run's identity")
     image_size: int = Field(160, ge=64, le=512, description="side of a scene in pixels")
     num_base_images: int = Field(4000, ge=8, description="training scenes")
     num_test_images: int = Field(500, ge=8, description="test scenes")
-    num_classification: int = Field(
-        14000, ge=100, description="crops of the 50 disjoint concepts, for pretraining"
-    )
+    num_classification: int = Field(14000, ge=100, description="crops of the 50 other concepts")
     num_corpus: int = Field(30000, ge=100, description="captioned crops that train the tiny CLIPs")
-    extra_novel: int = Field(
-        4, ge=0, le=8, description="further novel objects in a K-shot image of missing and full"
-    )
-    few_shot_splits: Many[SplitNumber] = Field(
-        (1,), min_length=1, description="splits whose shots are written"
-    )
-    few_shot_seeds: int = Field(
-        10, ge=1, le=30, description="draws of K-shot images, seeds 0 to this less one"
-    )
+    extra_novel: int = Field(4, ge=0, le=8, description="more novel objects in missing and full")
+    few_shot_splits: Many[SplitNumber] = Field((1,), min_length=1, description="splits written")
+    few_shot_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
     shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K, nested")
     seed: Seed = Field(0, description="seed of the whole world")
 
@@ -89,24 +77,16 @@ class CocoData(Strictly):
     """Any data set in COCO's annotation form, with the names of its novel classes."""
 
     source: Literal["coco"]
-    root: str = Field("data", description="folder for what we write (splits), relative to the repository")
+    root: str = Field("data", description="folder for what we write; no part of a run's identity")
     annotations: str = Field(min_length=1, description="annotation file (JSON)")
     images: str = Field(min_length=1, description="folder of the images")
-    test_annotations: str | None = Field(
-        None, description="annotation file of the test images; null draws them"
-    )
-    test_images: str | None = Field(
-        None, description="folder of the test images; null means the same as images"
-    )
-    test_fraction: float = Field(
-        0.5, gt=0, lt=1, description="share of images drawn for testing, without a test file"
-    )
-    base_classes: Many[str] | None = Field(
-        None, description="names of the base classes; null means all others"
-    )
+    test_annotations: str | None = Field(None, description="of the test images; null: drawn")
+    test_images: str | None = Field(None, description="null: the same as images")
+    test_fraction: float = Field(0.5, gt=0, lt=1, description="share of images drawn for testing")
+    base_classes: Many[str] | None = Field(None, description="null: all that are not novel")
     novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
     shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested")
-    num_seeds: int = Field(10, ge=1, le=30, description="draws of K-shot images, seeds 0 to this less one")
+    num_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
     seed: Seed = Field(0, description="seed of the image split and of the draws")
 
 
@@ -124,27 +104,17 @@ class DetectorParams(Strictly):
     stages: Many[Count] = Field(
         (1, 2, 2), min_length=3, max_length=3, description="blocks of res2, res3, res4"
     )
-    stem: Literal["deep", "resnet"] = Field(
-        "deep", description="two 3x3 stride-2 convs, or 7x7 stride 2 and max-pool"
-    )
+    stem: Literal["deep", "resnet"] = Field("deep", description="two 3x3 / 2 convs; 7x7 / 2, max-pool")
     stem_width: int = Field(32, ge=4, description="channels of the stem")
     res2_width: int = Field(32, ge=4, description="output channels of res2; doubled by each stage")
     norm: Literal["BN", "FrozenBN", "GN"] = Field("BN", description="normalisation layers")
     dilate_res4: bool = Field(True, description="res4 with stride 1 and dilation 2 (stride 8 in all)")
     res5_blocks: Count = Field(2, description="blocks of res5, the box head")
     res5_width: int = Field(192, ge=4, description="output channels of res5")
-    stride_in_1x1: bool = Field(
-        False, description="stride in the first 1x1 conv of a bottleneck (MSRA weights)"
-    )
-    freeze_at: int = Field(
-        0, ge=0, le=4, description="stages frozen from the stem on; 3 freezes stem, res2 and res3"
-    )
-    anchor_sizes: Many[Annotated[float, Field(gt=0)]] = Field(
-        (24.0, 42.0, 72.0), min_length=1, description="pixels"
-    )
-    anchor_ratios: Many[Annotated[float, Field(gt=0)]] = Field(
-        (0.5, 1.0, 2.0), min_length=1, description="h / w"
-    )
+    stride_in_1x1: bool = Field(False, description="of a bottleneck, for MSRA weights")
+    freeze_at: int = Field(0, ge=0, le=4, description="frozen from the stem on; 3: stem, res2, res3")
+    anchor_sizes: Many[Positive] = Field((24.0, 42.0, 72.0), min_length=1, description="pixels")
+    anchor_ratios: Many[Positive] = Field((0.5, 1.0, 2.0), min_length=1, description="h / w")
     rpn_pre_nms_train: Count = Field(600, description="proposals kept before NMS in training")
     rpn_pre_nms_test: Count = Field(600, description="proposals kept before NMS in testing")
     rpn_post_nms_train: Count = Field(300, description="proposals kept after NMS in training")
@@ -152,23 +122,13 @@ class DetectorParams(Strictly):
     rpn_batch: Count = Field(64, description="anchors an image in the RPN's loss")
     roi_batch: Count = Field(16, description="RoIs an image in the box head's loss")
     roi_positive_fraction: Share = Field(0.25, description="largest share of positive RoIs")
-    rpn_gradient_scale: float = Field(
-        0.0, ge=0, le=1, description="gradient from the RPN to the backbone (DeFRCN: 0)"
-    )
-    roi_gradient_scale: float = Field(0.75, ge=0, le=1, description="gradient from the head to the backbone")
+    rpn_gradient_scale: Share = Field(0.0, description="from the RPN to the backbone")
+    roi_gradient_scale: Share = Field(0.75, description="from the head to the backbone")
     cls_dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the classifier (published: 0.8)")
-    pixel_mean: Many[float] = Field(
-        (123.675, 116.28, 103.53), min_length=3, max_length=3, description="0-255"
-    )
-    pixel_std: Many[Annotated[float, Field(gt=0)]] = Field(
-        (58.395, 57.12, 57.375), min_length=3, max_length=3
-    )
-    image_order: Literal["RGB", "BGR"] = Field(
-        "RGB", description="colour order that the mean and the weights expect"
-    )
-    min_size: Many[Count] | None = Field(
-        None, description="shorter side after resizing, drawn in training; null: as is"
-    )
+    pixel_mean: Many[float] = Field((123.675, 116.28, 103.53), min_length=3, max_length=3)
+    pixel_std: Many[Positive] = Field((58.395, 57.12, 57.375), min_length=3, max_length=3)
+    image_order: Literal["RGB", "BGR"] = Field("RGB", description="order that mean and weights expect")
+    min_size: Many[Count] | None = Field(None, description="shorter side, drawn in training; null: as is")
     max_size: Count = Field(1333, description="longest side after resizing")
     class_agnostic_boxes: bool = Field(False, description="one box regression for all classes")
 
@@ -183,7 +143,7 @@ class SolverParams(Strictly):
     nesterov: bool = True
     weight_decay: float = Field(1.0e-4, ge=0, le=1)
     schedule: Literal["onecycle", "multistep", "constant"] = "onecycle"
-    milestones: Many[Count] = Field((), description="steps of a multistep schedule at which gamma is applied")
+    milestones: Many[Count] = Field((), description="steps at which gamma is applied")
     gamma: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
     warmup: int = Field(0, ge=0, description="linear warm-up steps")
     clip_norm: float | None = Field(10.0, gt=0, description="largest norm of the gradient; null: unclipped")
@@ -202,9 +162,7 @@ class ClipSource(Strictly):
 
     run: RunRef | None = Field(None, description="run of 12_tiny_clip")
     model: str | None = Field(None, description="open_clip's name of a model")
-    pretrained: str | None = Field(
-        None, description="open_clip's tag or a checkpoint file; null: random weights"
-    )
+    pretrained: str | None = Field(None, description="open_clip's tag or a file; null: random")
     path_only: bool = Field(False, description="says that weights are random and numbers mean nothing")
 
     @model_validator(mode="after")
@@ -212,9 +170,7 @@ class ClipSource(Strictly):
         if (self.run is None) == (self.model is None):
             raise ValueError("give either run or model")
         if self.model and self.pretrained is None and not self.path_only:
-            raise ValueError(
-                f"model {self.model!r} without pretrained has random weights; say path_only: true"
-            )
+            raise ValueError(f"{self.model!r} without pretrained has random weights; say path_only: true")
         return self
 
 
@@ -250,15 +206,13 @@ class NotebookParams(Strictly):
                 known = nearest(name, cls.model_fields)
                 raise ParamsError(f"{cls.notebook}: unknown parameter {name!r} (nearest: {known!r}).")
         try:
-            return cls.model_validate(
-                {name: namespace[name] for name in cls.model_fields if name in namespace}
-            )
+            return cls.model_validate({key: namespace[key] for key in cls.model_fields if key in namespace})
         except ValidationError as error:
             raise ParamsError(f"{cls.notebook}: {explain(error, cls)}") from None
 
 
 def _assigned_in_parameters_cell(namespace: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
-    """Names set by the last executed cell that only assigns literals and sets a parameter; without IPython, all names."""
+    """Names set by the last cell that only assigns literals, a parameter among them; without IPython, all names."""
     if "In" not in namespace:
         return tuple(name for name in namespace if not name.startswith("_"))
     for source in reversed(namespace["In"]):
@@ -318,21 +272,15 @@ class TinyClipParams(NotebookParams):
     """12_tiny_clip: a small CLIP trained on the captioned corpus."""
 
     notebook: ClassVar[str] = "12_tiny_clip"
-    tower: str = Field(
-        "risf-tiny-resnet", pattern=r"^[A-Za-z0-9._-]+$", description="name of an open_clip config"
-    )
+    tower: str = Field("risf-tiny-resnet", pattern=r"^[A-Za-z0-9._-]+$", description="open_clip config")
     iterations: Count = Field(1200, description="steps")
     batch_size: int = Field(128, ge=2, description="crops a step")
     lr: float = Field(2.0e-3, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, le=1)
     warmup_fraction: Share = Field(0.3, description="share of the steps in which the rate rises")
-    low_res_after: Share = Field(
-        0.25, description="share of the steps after which crops are zoomed and blurred"
-    )
+    low_res_after: Share = Field(0.25, description="share of steps before crops are blurred")
     precision: Precision = "auto"
-    splits: Many[SplitNumber] = Field(
-        (1, 2, 3), min_length=1, description="splits whose novel crops are scored"
-    )
+    splits: Many[SplitNumber] = Field((1, 2, 3), min_length=1, description="splits scored")
 
     def label(self) -> str:
         return f"tiny_clip-{self.tower.removeprefix('risf-tiny-').lower()}"
@@ -366,9 +314,7 @@ class HeadParams(Strictly):
     num_proposals: Count = Field(100, description="proposals an image in fine-tuning (rpn_post_nms_train)")
     roi_batch: Count = Field(64, description="RoIs an image in the box head's loss")
     cls_dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the classifier (published: 0.8)")
-    roi_gradient_scale: Share = Field(
-        0.01, description="gradient from the head to the backbone, where it is trained"
-    )
+    roi_gradient_scale: Share = Field(0.01, description="from the head to the backbone")
 
 
 class FewShotParams(NotebookParams):
@@ -378,9 +324,7 @@ class FewShotParams(NotebookParams):
     shots: Count = Field(5, description="K, boxes per class")
     seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws of K-shot images")
     arms: Many[Arm] = Field(("kshot",), min_length=1, description="which annotations the K-shot images have")
-    losses: Many[LossName] = Field(
-        ("ce", "bnrl"), min_length=1, description="losses by name, or path.py:function"
-    )
+    losses: Many[LossName] = Field(("ce", "bnrl"), min_length=1, description="names or path.py:function")
     base: RunRef = Field(description="run of 10_base_training")
     setting: Literal["fsod", "gfsod"] = Field("fsod", description="novel classes alone, or base and novel")
     head: HeadParams = HeadParams()
@@ -399,7 +343,7 @@ class FewShotParams(NotebookParams):
             raise ValueError(f"seeds has {max(self.seeds)}, but the data has seeds 0 to {num_seeds - 1}")
         if pictograms and self.split not in data.few_shot_splits:
             raise ValueError(
-                f"split is {self.split}, but data.few_shot_splits is {list(data.few_shot_splits)}"
+                f"split {self.split} is not in data.few_shot_splits {list(data.few_shot_splits)}"
             )
         if not pictograms and set(self.arms) != {"kshot"}:
             raise ValueError("data of source coco has the arm kshot alone")
@@ -414,9 +358,7 @@ class BnrlParams(Strictly):
     beta: float | None = Field(None, ge=0, le=10, description="weight of the negative term; null: 1 - alpha")
     gamma: float = Field(4.0, ge=0, le=20, description="focusing exponent")
     epsilon: float = Field(1.0, ge=0, le=20)
-    background_weight: float = Field(
-        0.2, ge=0, le=10, description="weight of background RoIs (also of ce_bg)"
-    )
+    background_weight: float = Field(0.2, ge=0, le=10, description="of background RoIs, also in ce_bg")
 
 
 class CmClipParams(Strictly):
@@ -424,16 +366,10 @@ class CmClipParams(Strictly):
 
     c: Share = Field(0.7, description="weight of the detector's score")
     temperature: float = Field(100.0, gt=0, le=1000, description="factor of the cosines in the softmax")
-    templates: Many[str] = Field(
-        ("a photo of {}",), min_length=1, description="prompts; {} is the class name"
-    )
+    templates: Many[str] = Field(("a photo of {}",), min_length=1, description="{} is the class name")
     score_thresh: Share = Field(0.05, description="detections at or below it are not re-scored")
-    preprocess: Literal["clip", "released"] = Field(
-        "clip", description="RGB and CLIP's mean, or BGR/255 as released"
-    )
-    label_spaces: Many[LabelSpace] = Field(
-        ("novel+background", "novel+base+background"), description="paper's first"
-    )
+    preprocess: Literal["clip", "released"] = Field("clip", description="released: BGR/255")
+    label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
 
 
 class FineTuningParams(FewShotParams):
@@ -443,15 +379,13 @@ class FineTuningParams(FewShotParams):
     clip: ClipSource | None = Field(None, description="null: no re-scoring")
     bnrl: BnrlParams = BnrlParams()
     cm_clip: CmClipParams = CmClipParams()
-    trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = Field(
-        "box_head", description="what is trained; published: all_but_res5"
-    )
+    # published: all_but_res5
+    trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
 
     def label(self) -> str:
-        return f"fine_tuning-split{self.split}-{self.shots}shot" + (
-            "-gfsod" if self.setting == "gfsod" else ""
-        )
+        setting = "-gfsod" if self.setting == "gfsod" else ""
+        return f"fine_tuning-split{self.split}-{self.shots}shot{setting}"
 
     @model_validator(mode="after")
     def _cache_needs_frozen_layers(self) -> Self:
@@ -476,12 +410,10 @@ class AblationBnrlParams(FewShotParams):
 
     notebook: ClassVar[str] = "31_ablation_bnrl"
     alphas: Many[Share] = Field((0.2, 0.5, 0.8), min_length=1, description="with beta = 1 - alpha")
-    betas: Many[Annotated[float, Field(ge=0, le=10)]] = Field((0.2, 0.5, 0.8), description="with alpha fixed")
-    background_weights: Many[Annotated[float, Field(ge=0, le=10)]] = Field(
-        (0.05, 0.2, 0.5, 1.0), min_length=1
-    )
-    gammas: Many[Annotated[float, Field(ge=0, le=20)]] = Field((0.0, 2.0, 4.0), min_length=1)
-    epsilons: Many[Annotated[float, Field(ge=0, le=20)]] = Field((0.0, 1.0), min_length=1)
+    betas: Many[NotNegative] = Field((0.2, 0.5, 0.8), description="with alpha fixed")
+    background_weights: Many[NotNegative] = Field((0.05, 0.2, 0.5, 1.0), min_length=1)
+    gammas: Many[NotNegative] = Field((0.0, 2.0, 4.0), min_length=1)
+    epsilons: Many[NotNegative] = Field((0.0, 1.0), min_length=1)
 
     def label(self) -> str:
         return f"ablation_bnrl-split{self.split}-{self.shots}shot"
@@ -502,9 +434,7 @@ class ResultsParams(NotebookParams):
     notebook: ClassVar[str] = "40_results"
     needs_torch: ClassVar[bool] = False
     after_all: ClassVar[bool] = True
-    runs: str | None = Field(
-        None, description="runs.yaml of the profile; its missing runs are shown as missing"
-    )
+    runs: str | None = Field(None, description="list of runs; those missing are shown as missing")
 
 
 MODELS: dict[str, type[NotebookParams]] = {
