@@ -1,0 +1,77 @@
+# Every target sets itself up: .venv is made from requirements.lock on first use, and again when the lock changes.
+#
+#   make reproduce PROFILE=mini WORKERS=2     PROFILE is a folder of params/
+#   make TORCH=existing PYTHON=/path/python   keep a torch that is installed already (see README.md)
+
+PROFILE ?= mini
+PYTHON  ?= python3
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 8 ] && n=8; echo $$n)
+
+VENV  := .venv/bin/python
+STAMP := .venv/.setup-done
+MADE  := $(shell cat $(STAMP) 2>/dev/null)
+TORCH ?= $(or $(MADE),locked)
+
+# Packages of the user's home would shadow the locked ones; one thread per process is what makes numbers repeat.
+export PYTHONNOUSERSITE := 1
+RUN := OMP_NUM_THREADS=1 MPLBACKEND=agg $(VENV)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce smoke test lint lab figures publish doctor strip clean clean-venv clean-results
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
+	@echo "  variables: PROFILE=$(PROFILE) WORKERS=$(WORKERS) TORCH=$(TORCH) PYTHON=$(PYTHON)"
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) tools/set_up.py --torch $(TORCH)
+
+ifneq ($(TORCH),$(or $(MADE),$(TORCH)))
+.PHONY: $(STAMP)
+endif
+
+setup: $(STAMP) ## only make .venv
+
+reproduce: $(STAMP) ## run every notebook of the profile, then print the result table and where everything lies
+	@$(RUN) -m risf_core.run --list params/$(PROFILE)/runs.yaml --workers $(WORKERS); code=$$?; \
+	 $(RUN) -m risf_core.tables --profile $(PROFILE) --show && exit $$code
+
+smoke: ## the same at smoke size (a minute or two; the numbers mean nothing)
+	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
+
+test: $(STAMP) ## the whole test suite (PYTEST_ARGS="-k bnrl" for a part)
+	@$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+lint: $(STAMP) ## ruff: lint and format check
+	@$(VENV) -m ruff check . && $(VENV) -m ruff format --check .
+
+lab: $(STAMP) ## JupyterLab in notebooks/
+	@$(VENV) -m jupyterlab notebooks
+
+figures: $(STAMP) ## tables and figures of the profile from its records alone (no GPU, no training)
+	@$(RUN) -m risf_core.tables --profile $(PROFILE) && $(RUN) -m risf_core.figures --profile $(PROFILE)
+
+publish: $(STAMP) ## copy tables, figures and records of the profile to results/published/ (to be committed)
+	@test -d "results/$(PROFILE)/records" || { echo "results/$(PROFILE) holds no records: make reproduce PROFILE=$(PROFILE)"; exit 1; }
+	@rm -rf "results/published/$(PROFILE)" && mkdir -p "results/published/$(PROFILE)"
+	@for part in records tables figures; do \
+	   [ ! -d "results/$(PROFILE)/$$part" ] || cp -r "results/$(PROFILE)/$$part" "results/published/$(PROFILE)/"; done
+	@echo "copied to results/published/$(PROFILE)"
+
+doctor: ## check versions, device, disk, folders, optional packages; says what mends each
+	@$(MAKE) -s --no-print-directory setup || true
+	@python=$(VENV); [ -x $$python ] || python=$(PYTHON); $$python -m risf_core.doctor
+
+strip: $(STAMP) ## remove outputs from notebooks/ before a commit
+	@$(VENV) -m nbconvert --clear-output --inplace notebooks/*.ipynb
+
+clean: ## remove caches (results, data and .venv stay)
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+clean-venv: ## remove .venv
+	@rm -rf .venv
+
+clean-results: ## remove the profile's results, only with SURE=yes
+	@[ "$(SURE)" = yes ] || { echo "would remove results/$(PROFILE); say: make clean-results PROFILE=$(PROFILE) SURE=yes"; exit 1; }
+	@rm -rf "results/$(PROFILE)"
