@@ -1,0 +1,63 @@
+"""Progress: a line at the start, sparse lines between, one at the end; a bar only where someone watches."""
+
+import logging
+
+from risf_core.progress import progress
+
+
+def _lines(path):
+    return [line.split(" ", 1)[1] for line in path.read_text().splitlines()]  # without the time of day
+
+
+def test_log_has_a_first_and_a_last_line_and_the_notes(tmp_path, monkeypatch):
+    monkeypatch.setenv("RISF_LOG", str(tmp_path / "log"))
+    bar = progress(range(5), desc="base training")
+    for item in bar:
+        bar.note(loss=item / 3)
+    first, last = _lines(tmp_path / "log")
+    assert first == "base training: 0/5 it"
+    assert last.startswith("base training: 5/5 it") and "loss 1.33" in last and "done in 0 s" in last
+
+
+def test_items_pass_through_in_order_without_a_length(tmp_path, monkeypatch):
+    monkeypatch.setenv("RISF_LOG", str(tmp_path / "log"))
+    assert list(progress((i * i for i in range(4)), desc="squares")) == [0, 1, 4, 9]
+    assert _lines(tmp_path / "log")[0] == "squares: 0 it"
+    assert list(progress(iter("abc"), total=3, desc="letters")) == ["a", "b", "c"]
+    assert _lines(tmp_path / "log")[2] == "letters: 0/3 it"
+
+
+def test_lines_in_between_are_sparse(tmp_path, monkeypatch):
+    monkeypatch.setenv("RISF_LOG", str(tmp_path / "log"))
+    clock = iter(range(100))  # one second a look
+    monkeypatch.setattr("risf_core.progress.time.monotonic", lambda: next(clock))
+    list(progress(range(35), desc="steps", every=10.0))
+    between = _lines(tmp_path / "log")[1:-1]
+    assert between == [
+        "steps: 10/35 it, 1 it/s, 25 s left",
+        "steps: 20/35 it, 1 it/s, 15 s left",
+        "steps: 30/35 it, 1 it/s, 5 s left",
+    ]
+
+
+def test_without_a_terminal_lines_go_to_logging(monkeypatch, caplog):
+    monkeypatch.delenv("RISF_LOG", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
+    with caplog.at_level(logging.INFO, logger="risf_core.progress"):
+        assert list(progress([1, 2], desc="quiet", unit="image")) == [1, 2]
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "quiet: 0/2 image",
+        "quiet: 2/2 image",
+    ]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.delenv("RISF_LOG", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
+    bar = progress(range(3), desc="watched")
+    for item in bar:
+        bar.note(loss=item)
+    shown = capsys.readouterr().err
+    assert "watched: 100%" in shown and "3/3" in shown
