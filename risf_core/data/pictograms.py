@@ -191,7 +191,7 @@ def _patch(rng: np.random.Generator, code: int, side: float, *, sticker: bool, s
 
 
 def _object_color(rng: np.random.Generator, concept: str, grounds: np.ndarray) -> np.ndarray:
-    """A colour of the concept that keeps the contrast to all grounds [G, 3]; the best of the tried ones if none does."""
+    """A colour of the concept that keeps CONTRAST to all grounds [G, 3], or else the best one tried."""
     colors = (
         palette(concept)[rng.permutation(3)] if rng.random() < PALETTE_SHARE else np.empty((0, 3), np.float32)
     )
@@ -433,7 +433,9 @@ def render_shot(
     raise RuntimeError(f"no room for {len(extra_names)} further objects beside a {shot} in {size} pixels")
 
 
-def render_photo(key: Sequence[int], concept: str | None, *, size: int = 64, corpus_only: bool = False) -> Photo:
+def render_photo(
+    key: Sequence[int], concept: str | None, *, size: int = 64, corpus_only: bool = False
+) -> Photo:
     """Render a small photo of one thing, as tight and as cluttered as the crop of a detected box.
 
     Args:
