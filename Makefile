@@ -49,14 +49,10 @@ lab: $(STAMP) ## JupyterLab in notebooks/
 	@$(VENV) -m jupyterlab notebooks
 
 figures: $(STAMP) ## tables and figures of the profile from its records alone (no GPU, no training)
-	@$(RUN) -m risf_core.tables --profile $(PROFILE) && $(RUN) -m risf_core.figures --profile $(PROFILE)
+	@$(RUN) -m risf_core.tables --profile $(PROFILE)
 
 publish: $(STAMP) ## copy tables, figures and records of the profile to results/published/ (to be committed)
-	@test -d "results/$(PROFILE)/records" || { echo "results/$(PROFILE) holds no records: make reproduce PROFILE=$(PROFILE)"; exit 1; }
-	@rm -rf "results/published/$(PROFILE)" && mkdir -p "results/published/$(PROFILE)"
-	@for part in records tables figures; do \
-	   [ ! -d "results/$(PROFILE)/$$part" ] || cp -r "results/$(PROFILE)/$$part" "results/published/$(PROFILE)/"; done
-	@echo "copied to results/published/$(PROFILE)"
+	@$(RUN) -m risf_core.tables --profile $(PROFILE) --publish
 
 doctor: ## check versions, device, disk, folders, optional packages; says what mends each
 	@$(MAKE) -s --no-print-directory setup || true
@@ -73,5 +69,6 @@ clean-venv: ## remove .venv
 	@rm -rf .venv
 
 clean-results: ## remove the profile's results, only with SURE=yes
+	@case "$(PROFILE)" in ""|published|*/*|.*) echo "PROFILE=$(PROFILE) is not a profile"; exit 1;; esac
 	@[ "$(SURE)" = yes ] || { echo "would remove results/$(PROFILE); say: make clean-results PROFILE=$(PROFILE) SURE=yes"; exit 1; }
 	@rm -rf "results/$(PROFILE)"
