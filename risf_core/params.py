@@ -83,6 +83,7 @@ class CocoData(Strictly):
     test_annotations: str | None = Field(None, description="of the test images; null: drawn")
     test_images: str | None = Field(None, description="null: the same as images")
     test_fraction: float = Field(0.5, gt=0, lt=1, description="share of images drawn for testing")
+    drop_invalid: bool = Field(False, description="drop boxes that are impossible, instead of refusing the file")
     base_classes: Many[str] | None = Field(None, description="null: all that are not novel")
     novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
     shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested")

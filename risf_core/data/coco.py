@@ -56,7 +56,7 @@ def load_coco(
             published heads do.
         name: Name of the data; the file's own without ending if None.
         drop_invalid: Drop boxes without size, with a number that is not finite or outside their image, and
-            log how many, instead of refusing the file. COCO's own training file has two boxes of zero height.
+            log how many, instead of refusing the file. COCO's own training file has boxes of zero height.
 
     Raises:
         DataError: If the file is unreadable or anything in it is wrong; the error's `problems` are all
@@ -78,7 +78,7 @@ def load_coco(
     if class_names is None:
         return data
     selected = data.select_classes(class_names)
-    dropped = len(data.flat_labels()) - len(selected.flat_labels())
+    dropped = len(data.flat.labels) - len(selected.flat.labels)
     logger.info(
         "%s: %d classes kept, %d boxes of other classes left out", data.name, len(class_names), dropped
     )
@@ -110,31 +110,30 @@ def _assemble(
 def coco_content(data: DetectionData, images_dir: str | Path, *, keep: np.ndarray | None = None) -> dict:
     """The data as the content of a COCO annotation file.
 
-    An annotation's id is its annotation index (see `DetectionData.flat_labels`) plus 1, whatever is left out.
+    An annotation's id is its annotation index (its position in `DetectionData.flat`) plus 1, whatever is
+    left out.
 
     Args:
         data: The data.
         images_dir: Folder that ``file_name`` starts from; all images must lie in it.
-        keep: bool [A], the annotations to write, and with them only their images. None writes everything.
+        keep: int64 [k], indices of the annotations to write, and with them only their images. None writes
+            everything.
     """
-    flat_images = data.flat_images()
-    kept = np.arange(len(flat_images)) if keep is None else np.flatnonzero(keep)
-    written = range(len(data)) if keep is None else np.unique(flat_images[kept])
+    flat = data.flat
+    kept = np.arange(len(flat.labels)) if keep is None else np.sort(keep)
+    written = range(len(data)) if keep is None else np.unique(flat.images[kept])
     records = [data.images[position] for position in written]
-    boxes = np.concatenate([np.empty((0, 4), np.float32), *(record.boxes for record in data.images)])[kept]
-    labels, crowd = data.flat_labels()[kept], data.flat_is_crowd()[kept]
+    boxes_xywh = _xywh(flat.boxes[kept])
     annotations = [
         {
             "id": int(index) + 1,
-            "image_id": data.images[image].image_id,
-            "category_id": data.category_ids[label],
+            "image_id": data.images[flat.images[index]].image_id,
+            "category_id": data.category_ids[flat.labels[index]],
             "bbox": box,
             "area": round(box[2] * box[3], 4),
-            "iscrowd": int(is_crowd),
+            "iscrowd": int(flat.is_crowd[index]),
         }
-        for index, image, label, box, is_crowd in zip(
-            kept, flat_images[kept], labels, _xywh(boxes), crowd, strict=True
-        )
+        for index, box in zip(kept, boxes_xywh, strict=True)
     ]
     return {
         "images": [

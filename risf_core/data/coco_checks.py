@@ -97,8 +97,8 @@ def read_json(path: Path) -> dict[str, list]:
         if not isinstance(content.get(key), list):
             what = "not a list" if key in content else "missing"
             raise DataError(
-                f"{path}: '{key}' is {what}. Expected COCO annotations, with the lists 'images', 'annotations' "
-                "and 'categories'."
+                f"{path}: '{key}' is {what}. Expected COCO annotations, with the lists 'images', "
+                "'annotations' and 'categories'."
             )
     return content
 

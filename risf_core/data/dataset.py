@@ -10,8 +10,9 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,15 @@ class ImageRecord:
     def keep(self, mask: np.ndarray) -> ImageRecord:
         """The record with the annotations of a bool mask [N] alone."""
         return replace(self, boxes=self.boxes[mask], labels=self.labels[mask], is_crowd=self.is_crowd[mask])
+
+
+class FlatAnnotations(NamedTuple):
+    """The annotations of all images in one row: image position, boxes [A, 4], labels and crowd flags."""
+
+    images: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_crowd: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,22 +118,20 @@ class DetectionData:
 
     def counts(self) -> dict[str, int]:
         """Number of boxes of each class, crowd regions left out."""
-        labels = self.flat_labels()[~self.flat_is_crowd()]
+        labels = self.flat.labels[~self.flat.is_crowd]
         per_class = np.bincount(labels, minlength=len(self.class_names))
         return {name: int(count) for name, count in zip(self.class_names, per_class, strict=True)}
 
-    def flat_labels(self) -> np.ndarray:
-        """Labels of all annotations, int64 [A]; the position in this array is the "annotation index"."""
-        return np.concatenate([np.empty(0, np.int64), *(record.labels for record in self.images)])
-
-    def flat_is_crowd(self) -> np.ndarray:
-        """Crowd flags of all annotations, bool [A], aligned with `flat_labels`."""
-        return np.concatenate([np.empty(0, bool), *(record.is_crowd for record in self.images)])
-
-    def flat_images(self) -> np.ndarray:
-        """Position in `images` of each annotation, int64 [A], aligned with `flat_labels`."""
+    @cached_property
+    def flat(self) -> FlatAnnotations:
+        """All annotations in one row; the position there is an annotation's index."""
         lengths = np.array([len(record.labels) for record in self.images], dtype=np.int64)
-        return np.repeat(np.arange(len(lengths)), lengths)
+        return FlatAnnotations(
+            images=np.repeat(np.arange(len(lengths)), lengths),
+            boxes=np.concatenate([np.empty((0, 4), np.float32), *(record.boxes for record in self.images)]),
+            labels=np.concatenate([np.empty(0, np.int64), *(record.labels for record in self.images)]),
+            is_crowd=np.concatenate([np.empty(0, bool), *(record.is_crowd for record in self.images)]),
+        )
 
 
 def check_class_list(class_names: Sequence[str], available: Sequence[str], *, where: str) -> tuple[str, ...]:
@@ -227,7 +235,7 @@ def summarize(parts: Mapping[str, DetectionData]) -> pd.DataFrame:
 
     columns = {}
     for part, data in parts.items():
-        labels, crowd, images = data.flat_labels(), data.flat_is_crowd(), data.flat_images()
+        images, _, labels, crowd = data.flat
         rows = {"all": (len(data), int((~crowd).sum()), int(crowd.sum()))}
         for label, class_name in enumerate(data.class_names):
             own = labels == label

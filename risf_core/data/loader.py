@@ -13,6 +13,7 @@ from torch import Tensor
 
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.errors import DataError
+from risf_core.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def check_images(data: DetectionData) -> None:
         DataError: With the first bad files and how many there are; all messages are the error's `problems`.
     """
     problems = []
-    for record in data.images:
+    for record in progress(data.images, desc=f"decoding {data.name}", unit="images"):
         try:
             read_image(record.path, size=(record.height, record.width))
         except DataError as error:
