@@ -21,8 +21,8 @@ from risf_core.detections import Detections, xyxy_to_xywh
 from risf_core.errors import DataError
 
 METRICS = {"AP": slice(None), "AP50": 0, "AP75": 5}  # positions in COCO's thresholds .50, .55, ... .95
-# Detections of an image, all classes together, as detectron2's TEST.DETECTIONS_PER_IMAGE. COCO's own limit of 100 is for
-# each class of an image, so it never cuts anything afterwards.
+# Detections of an image, all classes together, as detectron2's TEST.DETECTIONS_PER_IMAGE. COCO's own limit of 100 is
+# for each class of an image, so it never cuts anything afterwards.
 MAX_DETS = 100
 
 
