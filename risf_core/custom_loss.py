@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from risf_core.errors import ParamsError
+from risf_core.yaml_files import project_path
 
 BUILT_IN_LOSSES = ("bnrl", "ce", "ce_bg")
-REPOSITORY = Path(__file__).resolve().parents[1]
 EXPECTED = (
     "expected function(logits [N, C+1] with background last, labels int64 [N]) -> scalar, a mean over RoIs"
 )
@@ -63,8 +63,8 @@ def loss_file_hash(spec: str) -> str | None:
 def load_custom_loss(spec: str) -> Callable:
     """Import ``path/to/file.py:function`` and check its contract on random RoIs before anything is trained.
 
-    The path is taken from the working folder, else from the repository's root. The file stands alone: its
-    neighbours cannot be imported from it, since only its own content enters the run id.
+    A relative path starts from the project's root, wherever the notebook is. The file stands alone: its neighbours
+    cannot be imported from it, since only its own content enters the run id.
 
     Raises:
         ParamsError: In one line that says what was found and what was expected.
@@ -152,11 +152,10 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _find_file(spec: str) -> Path:
-    path = Path(_split(spec)[0]).expanduser()
-    for candidate in (path, REPOSITORY / path):
-        if candidate.is_file():
-            return candidate.resolve()
-    raise ParamsError(f'loss "{spec}": there is no file {path} in {Path.cwd()} nor in {REPOSITORY}.')
+    path = project_path(_split(spec)[0])
+    if not path.is_file():
+        raise ParamsError(f'loss "{spec}": there is no file {path}; a relative path starts from the project.')
+    return path
 
 
 def _import_file(path: Path, spec: str) -> types.ModuleType:

@@ -207,7 +207,7 @@ def _means(precision: np.ndarray, prefix: str) -> dict[str, float | None]:
 
 
 def proposal_recall(
-    boxes: Sequence[np.ndarray],
+    boxes: Mapping[int, np.ndarray],
     data: DetectionData,
     class_names: Sequence[str],
     *,
@@ -219,7 +219,7 @@ def proposal_recall(
     An object is found if any of the first proposals of its image overlaps it enough; one proposal may find several.
 
     Args:
-        boxes: Proposals of each image of the data, in its order: arrays [P, 4] of corners in pixels, best first.
+        boxes: Proposals by image id: corners in pixels of the original image, [P, 4], best first.
         data: The test set; crowd regions are left out.
         class_names: The classes that count.
         iou_thresh: Least overlap.
@@ -228,19 +228,16 @@ def proposal_recall(
     Returns:
         Percent, or None if the data has no such object.
     """
-    if len(boxes) != len(data):
-        raise DataError(
-            f"{data.name}: proposals of {len(boxes)} images for {len(data)} images; expected one array for each."
-        )
-    labels = [
-        data.class_names.index(name)
-        for name in check_class_list(class_names, data.class_names, where=data.name)
-    ]
+    missing = [image.image_id for image in data.images if image.image_id not in boxes]
+    if missing:
+        raise DataError(f"{data.name}: {len(missing)} images have no proposals, the first is {missing[0]}.")
+    names = check_class_list(class_names, data.class_names, where=data.name)
+    labels = [data.class_names.index(name) for name in names]
     num_found = num_objects = 0
-    for proposals, image in zip(boxes, data.images):
+    for image in data.images:
         objects = image.boxes[np.isin(image.labels, labels) & ~image.is_crowd]
         num_objects += len(objects)
-        proposals = np.asarray(proposals)[:top]
+        proposals = np.asarray(boxes[image.image_id])[:top]
         if len(objects) and len(proposals):
             crowd = np.zeros(len(objects), dtype=np.uint8)
             iou = coco_mask.iou(xyxy_to_xywh(proposals), xyxy_to_xywh(objects), crowd)  # [P, N]

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mpmath
@@ -453,3 +455,19 @@ def test_missing_file_is_refused(tmp_path):
         get_loss(f"{tmp_path / 'none.py'}:idea")
     with pytest.raises(ParamsError, match="there is no file"):
         loss_file_hash("none.py:idea")
+
+
+def test_a_relative_path_starts_from_the_project_wherever_one_works(tmp_path, monkeypatch):
+    (tmp_path / "ideas").mkdir()
+    (tmp_path / "ideas" / "my.py").write_text(FOCAL)
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "ideas")
+    logits, labels = random_rois()
+    assert get_loss("ideas/my.py:focal")(logits, labels).isfinite()
+    with pytest.raises(ParamsError, match="there is no file"):
+        get_loss("my.py:focal")
+
+
+def test_naming_a_loss_does_not_import_torch():
+    code = "import sys, risf_core.custom_loss as c; c.loss_name('ce'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0

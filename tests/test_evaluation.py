@@ -267,13 +267,13 @@ def test_equals_pycocotools_on_its_own_files():
 def test_proposal_recall():
     data = data_of(image(1, [(BOX, 0), (OTHER, 1)]), image(2, [(FAR, 1), (BOX, 1, True)]))
     half = [10, 10, 30, 20]  # overlap 0.5 with BOX
-    proposals = [np.array([half, FAR], dtype=np.float32), np.array([OTHER, FAR], dtype=np.float32)]
+    proposals = {2: np.array([OTHER, FAR], dtype=np.float32), 1: np.array([half, FAR], dtype=np.float32)}
     assert proposal_recall(proposals, data, ("anchor",)) == pytest.approx(100.0)
     assert proposal_recall(proposals, data, ("anchor",), iou_thresh=0.51) == 0.0
     assert proposal_recall(proposals, data, ("star",)) == pytest.approx(50.0)  # the crowd is no object
     assert proposal_recall(proposals, data, ("star",), top=1) == 0.0
     assert proposal_recall(proposals, data, CLASSES) == pytest.approx(100 * 2 / 3)
-    assert proposal_recall([np.empty((0, 4))] * 2, data, CLASSES) == 0.0
+    assert proposal_recall({1: np.empty((0, 4)), 2: np.empty((0, 4))}, data, CLASSES) == 0.0
     assert proposal_recall(proposals, data, ("key",)) is None
-    with pytest.raises(DataError, match="proposals of 1 images for 2 images"):
-        proposal_recall(proposals[:1], data, CLASSES)
+    with pytest.raises(DataError, match="1 images have no proposals, the first is 2"):
+        proposal_recall({1: proposals[1]}, data, CLASSES)
