@@ -1,0 +1,240 @@
+"""A grid of few-shot fine-tunings of one base model: train, detect, re-score, evaluate; a row per re-scoring."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from risf_core.bnrl import get_loss, loss_name
+from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_names
+from risf_core.data.benchmark import Benchmark, open_benchmark
+from risf_core.data.dataset import DetectionData
+from risf_core.data.loader import load_batch
+from risf_core.detections import Detections, Similarities
+from risf_core.detector.checkpoints import load_weights, read_checkpoint, surgery
+from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.evaluation import Evaluator
+from risf_core.head_training import (
+    RegionFeatures,
+    cached_region_features,
+    detect_from_features,
+    extract_region_features,
+    train_box_head,
+)
+from risf_core.params import BaseTrainingParams, CmClipParams, FewShotParams, FineTuningParams
+from risf_core.progress import progress
+from risf_core.training import step_seed, train_detector
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+RESCORING_NAMES = {"novel+background": "cm_clip", "novel+base+background": "cm_clip_wide"}
+MAX_DETECTIONS = 100  # an image, for every loss and re-scoring alike (COCO's maxDets)
+
+
+@dataclass
+class FewShotContext:
+    """A base model with its data, ready to be fine-tuned; region features are stored beside the base model.
+
+    ``class_names``: the classes of the fine-tuned head: novel (``fsod``), or base then novel (``gfsod``).
+    """
+
+    params: FewShotParams
+    benchmark: Benchmark
+    base: BaseTrainingParams
+    state: dict[str, Tensor]
+    regions_dir: Path
+    device: torch.device
+    class_names: tuple[str, ...] = field(init=False)
+    test: DetectionData = field(init=False)
+
+    def __post_init__(self) -> None:
+        base_names = self.benchmark.base_names if self.params.setting == "gfsod" else ()
+        self.class_names = (*base_names, *self.benchmark.novel_names)
+        self.test = self.benchmark.test.select_classes(self.class_names)
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Class groups whose AP is averaged apart: novel, and base where the head has it."""
+        groups = {"novel": self.benchmark.novel_names}
+        return groups | ({"base": self.benchmark.base_names} if self.params.setting == "gfsod" else {})
+
+    def detector(self, seed: int, loss: Loss) -> FasterRCNN:
+        """The base detector after surgery, with a head for ``class_names`` that starts from ``seed``."""
+        head = self.params.head
+        changes = {"rpn_post_nms_train": head.num_proposals, "roi_batch": head.roi_batch}
+        changes |= {"cls_dropout": head.cls_dropout, "roi_gradient_scale": head.roi_gradient_scale}
+        torch.manual_seed(step_seed(seed, -1))
+        detector = FasterRCNN(
+            self.base.detector.model_copy(update=changes), len(self.class_names), classification_loss=loss
+        )
+        state = surgery(
+            self.state,
+            self.params.setting,
+            base_rows=range(len(self.benchmark.base_names)),
+            num_classes=len(self.class_names),
+            seed=seed,
+        )
+        load_weights(detector, state, source="base model")
+        return detector.to(self.device)
+
+    def few_shot(self, seed: int, arm: str, shots: int | None = None) -> DetectionData:
+        """The K-shot training set of a seed and arm."""
+        shots = shots or self.params.shots
+        return self.benchmark.few_shot(shots, seed, arm=arm, setting=self.params.setting)
+
+    def train_regions(self, seed: int, arm: str) -> RegionFeatures:
+        """Region features of the largest K-shot set of a seed and arm; smaller ones are subsets of it."""
+        shots = max(self.params.data.shots)
+        name = f"{self.params.setting}-seed{seed}-{arm}-{shots}shot-{self.params.head.num_proposals}proposals.npz"
+        return cached_region_features(
+            self.regions_dir / name,
+            lambda: extract_region_features(
+                self._frozen_detector(),
+                self.few_shot(seed, arm, shots),
+                training=True,
+                desc=f"features of seed {seed}, {arm}",
+            ),
+        )
+
+    def test_regions(self) -> RegionFeatures:
+        """Region features of the test images."""
+        return cached_region_features(
+            self.regions_dir / "test.npz",
+            lambda: extract_region_features(
+                self._frozen_detector(), self.test, training=False, desc="features of the test images"
+            ),
+        )
+
+    def _frozen_detector(self) -> FasterRCNN:
+        detector = self.detector(0, torch.nn.functional.cross_entropy)
+        detector.set_trainable("box_head")
+        return detector
+
+
+def open_context(params: FewShotParams, run) -> FewShotContext:
+    """Load the base model that ``params.base`` names and its data."""
+    upstream = run.upstream("base")
+    base = BaseTrainingParams.model_validate(upstream.record["params"])
+    benchmark = open_benchmark(params.data, split=params.split)
+    state = read_checkpoint(upstream.dir / "model.pth")["model"]
+    regions = upstream.dir / f"regions-{upstream.record['state_hash'][:8]}-{benchmark.hash[:8]}"
+    return FewShotContext(params, benchmark, base, state, regions, run.device)
+
+
+def fine_tune(
+    context: FewShotContext,
+    loss: Loss,
+    *,
+    seed: int,
+    arm: str,
+    trainable: str = "box_head",
+    cached: bool = True,
+) -> tuple[Detections, list[dict[str, float]]]:
+    """Fine-tune on one K-shot set and detect in the test images.
+
+    Args:
+        loss: ``(logits [R, C+1], labels [R]) -> scalar``.
+        cached: Train the box head on cached region features (``trainable`` must be ``box_head``); else the whole
+            forward pass is computed in every step.
+
+    Returns:
+        Detections as stored (score > 0.001, at most 300 an image) and the loss curve.
+    """
+    detector = context.detector(seed, loss)
+    detector.set_trainable(trainable)
+    data, desc = context.few_shot(seed, arm), f"fine-tuning, seed {seed}, {arm}"
+    solver = context.params.solver
+    if cached:
+        curve = train_box_head(detector, data, context.train_regions(seed, arm), solver, seed=seed, desc=desc)
+        found = detect_from_features(
+            detector.roi_heads.box_predictor, context.test_regions(), context.class_names
+        )
+        return found, curve
+    curve = train_detector(detector, data, solver, seed=seed, desc=desc)
+    return detect_images(detector, context.test), curve
+
+
+@torch.no_grad()
+def detect_images(detector: FasterRCNN, data: DetectionData, *, batch_size: int = 8) -> Detections:
+    """Detections of all images of ``data`` by the whole detector."""
+    detector.eval()
+    found: list[dict[str, Tensor]] = []
+    starts = range(0, len(data), batch_size)
+    for start in progress(starts, desc="detecting", total=len(starts)):
+        images, _ = load_batch(data, list(range(start, min(start + batch_size, len(data)))))
+        device = detector.pixel_mean.device
+        found += [
+            {key: value.cpu() for key, value in one.items()}
+            for one in detector([image.to(device) for image in images])
+        ]
+    return Detections.from_images([image.image_id for image in data.images], found, data.class_names)
+
+
+def rescored(
+    detections: Detections, similarities: Similarities, benchmark: Benchmark, cm_clip: CmClipParams
+) -> Iterator[tuple[str, Detections]]:
+    """The stored detections re-scored in each label space of ``cm_clip``: (row name, detections)."""
+    for space in cm_clip.label_spaces:
+        yield (
+            RESCORING_NAMES[space],
+            apply_cm_clip(
+                detections,
+                similarities,
+                c=cm_clip.c,
+                temperature=cm_clip.temperature,
+                label_space=label_names(benchmark, space),
+                rescored_classes=benchmark.novel_names,
+                score_thresh=cm_clip.score_thresh,
+            ),
+        )
+
+
+def cell_name(seed: int, arm: str, loss: str) -> str:
+    """File name (without ending) of a cell's stored detections."""
+    return f"seed{seed}-{arm}-{loss_name(loss)}"
+
+
+def fine_tuning_grid(params: FineTuningParams, run, clip: CMCLIP | None) -> list[dict]:
+    """Every cell (seed, arm, loss) of a fine-tuning run; finished cells are skipped, each other is stored when done.
+
+    Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``.
+
+    Returns:
+        All rows: one per cell and re-scoring (``none``, ``cm_clip``, ``cm_clip_wide``), AP in percent.
+    """
+    context = open_context(params, run)
+    evaluator = Evaluator(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS)
+    last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]] if clip else "none"
+    cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in params.losses]
+    for seed, arm, loss in progress(cells, desc="cells", total=len(cells)):
+        key = {
+            "split": params.split,
+            "shots": params.shots,
+            "seed": seed,
+            "loss": loss_name(loss),
+            "arm": arm,
+        }
+        key |= {"setting": params.setting}
+        if run.rows.done(**key, rescoring=last):
+            continue
+        function = get_loss(loss, **params.bnrl.model_dump())
+        found, curve = fine_tune(
+            context, function, seed=seed, arm=arm, trainable=params.trainable, cached=params.cached
+        )
+        name = cell_name(seed, arm, loss)
+        found.save(run.dir / "detections" / f"{name}.npz")
+        results = [("none", found)]
+        if clip is not None:
+            similarities = encode_detections(
+                found, context.test, clip, score_thresh=params.cm_clip.score_thresh
+            )
+            similarities.save(run.dir / "similarities" / f"{name}.npz")
+            results += rescored(found, similarities, context.benchmark, params.cm_clip)
+        above = len(found.above(params.cm_clip.score_thresh)) / len(context.test)
+        for rescoring, detections in results:
+            values = {"above_thresh": above, "final_loss": curve[-1]["loss"]}
+            run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
+    return run.rows.all()
