@@ -149,8 +149,8 @@ def install(python, torch):
         lock = VENV / "requirements-without-torch.lock"
         lock.write_text(text)
         options.append("--no-deps")
-    size = "1 GB" if torch == "existing" else "6 GB with CUDA's libraries"
-    say(f"set-up: installing requirements.lock into .venv ({size} on disk; some minutes, once)")
+    size = "1 GB on disk" if torch == "existing" else "about 3 GB to download, 6 GB on disk"
+    say(f"set-up: installing requirements.lock into .venv ({size}; some minutes, once)")
     pip_install(python, *options, "-r", str(lock))
     pip_install(python, "--no-deps", "--no-build-isolation", "-e", ".")
     if torch == "existing":
