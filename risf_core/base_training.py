@@ -9,6 +9,7 @@ from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.world import build_world
 from risf_core.detector.checkpoints import save_checkpoint
 from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator, proposal_recall
 from risf_core.head_training import RegionFeatures, detect_from_features, extract_region_features
 from risf_core.params import BaseTrainingParams, PictogramData
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def train_base_model(params: BaseTrainingParams, run) -> dict:
-    """Pretrain (pictogram data only), train on the base classes, evaluate; write ``run.dir/model.pth``.
+    """Pretrain (pictograms only), train on the base classes, evaluate; write ``run.dir/model.pth``.
 
     Interrupted training goes on from its last checkpoint in ``run.dir``.
 
@@ -30,7 +31,11 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
     torch.manual_seed(step_seed(params.seed, -2))
     detector = FasterRCNN(params.detector, len(benchmark.base_names)).to(run.device)
     metrics: dict = {"pretraining_accuracy": None, "pretraining_curve": None}
-    if params.pretraining is not None and isinstance(params.data, PictogramData):
+    if params.pretraining is not None:
+        if not isinstance(params.data, PictogramData):
+            raise ParamsError(
+                "pretraining uses the pictograms' crops; with other data write pretraining: null"
+            )
         crops, labels = build_world(params.data).classification()
         result = pretrain(
             detector,

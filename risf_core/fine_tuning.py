@@ -8,11 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from risf_core.bnrl import get_loss, loss_name
-from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_names
+from risf_core.bnrl import get_loss
+from risf_core.clip_models import LoadedClip, load_clip
+from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names
+from risf_core.custom_loss import loss_name
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
-from risf_core.data.loader import load_batch
+from risf_core.data.loader import ImageCache, load_batch
 from risf_core.detections import Detections, Similarities
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
@@ -24,7 +26,7 @@ from risf_core.head_training import (
     extract_region_features,
     train_box_head,
 )
-from risf_core.params import BaseTrainingParams, CmClipParams, FewShotParams, FineTuningParams
+from risf_core.params import BaseTrainingParams, ClipSource, CmClipParams, FewShotParams, FineTuningParams
 from risf_core.progress import progress
 from risf_core.training import step_seed, train_detector
 
@@ -121,7 +123,7 @@ def open_context(params: FewShotParams, run) -> FewShotContext:
     benchmark = open_benchmark(params.data, split=params.split)
     state = read_checkpoint(upstream.dir / "model.pth")["model"]
     regions = upstream.dir / f"regions-{upstream.record['state_hash'][:8]}-{benchmark.hash[:8]}"
-    return FewShotContext(params, benchmark, base, state, regions, run.device)
+    return FewShotContext(params, benchmark, base, state, regions, torch.device(run.device))
 
 
 def fine_tune(
@@ -173,6 +175,31 @@ def detect_images(detector: FasterRCNN, data: DetectionData, *, batch_size: int 
     return Detections.from_images([image.image_id for image in data.images], found, data.class_names)
 
 
+def open_clip_source(
+    source: ClipSource, run, *, device: str = "cpu", seed: int = 0
+) -> tuple[str, LoadedClip]:
+    """The CLIP that a parameter names, with a short name for tables: trained here, or one of open_clip's."""
+    if source.run is None:
+        name = source.model + ("" if source.pretrained else " (random weights)")
+        return name, load_clip(source.model, source.pretrained, device=device, seed=seed)
+    upstream = run.upstream(source.run)
+    tower = upstream.record["params"]["tower"]
+    return tower, load_clip(tower, upstream.dir / "clip.pt", device=device)
+
+
+def build_cm_clip(clip: LoadedClip, benchmark: Benchmark, cm_clip: CmClipParams) -> CMCLIP:
+    """CM-CLIP over the widest label space; narrower ones are selections of its columns."""
+    names = {"novel_names": benchmark.novel_names, "base_names": benchmark.base_names}
+    return CMCLIP(
+        clip.model,
+        clip.tokenizer,
+        benchmark.novel_names,
+        label_space=label_space_names("novel+base+background", **names),
+        templates=cm_clip.templates,
+        preprocess=cm_clip.preprocess,
+    )
+
+
 def rescored(
     detections: Detections, similarities: Similarities, benchmark: Benchmark, cm_clip: CmClipParams
 ) -> Iterator[tuple[str, Detections]]:
@@ -185,7 +212,9 @@ def rescored(
                 similarities,
                 c=cm_clip.c,
                 temperature=cm_clip.temperature,
-                label_space=label_names(benchmark, space),
+                label_space=label_space_names(
+                    space, novel_names=benchmark.novel_names, base_names=benchmark.base_names
+                ),
                 rescored_classes=benchmark.novel_names,
                 score_thresh=cm_clip.score_thresh,
             ),
@@ -194,10 +223,10 @@ def rescored(
 
 def cell_name(seed: int, arm: str, loss: str) -> str:
     """File name (without ending) of a cell's stored detections."""
-    return f"seed{seed}-{arm}-{loss_name(loss)}"
+    return f"seed{seed}-{arm}-{loss}"
 
 
-def fine_tuning_grid(params: FineTuningParams, run, clip: CMCLIP | None) -> list[dict]:
+def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
     """Every cell (seed, arm, loss) of a fine-tuning run; finished cells are skipped, each other is stored when done.
 
     Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``.
@@ -207,34 +236,40 @@ def fine_tuning_grid(params: FineTuningParams, run, clip: CMCLIP | None) -> list
     """
     context = open_context(params, run)
     evaluator = Evaluator(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS)
-    last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]] if clip else "none"
-    cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in params.losses]
+    clip, images, last = None, ImageCache(), "none"
+    if params.clip is not None:
+        _, loaded = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
+        clip = build_cm_clip(loaded, context.benchmark, params.cm_clip)
+        last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]]
+    names = {name: spec for spec in params.losses if (name := loss_name(spec))}
+    cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in names]
     for seed, arm, loss in progress(cells, desc="cells", total=len(cells)):
-        key = {
-            "split": params.split,
-            "shots": params.shots,
-            "seed": seed,
-            "loss": loss_name(loss),
-            "arm": arm,
-        }
-        key |= {"setting": params.setting}
+        key = {"split": params.split, "shots": params.shots, "setting": params.setting}
+        key |= {"seed": seed, "arm": arm, "loss": loss}
         if run.rows.done(**key, rescoring=last):
             continue
-        function = get_loss(loss, **params.bnrl.model_dump())
+        function = get_loss(names[loss], **params.bnrl.model_dump())
         found, curve = fine_tune(
             context, function, seed=seed, arm=arm, trainable=params.trainable, cached=params.cached
         )
-        name = cell_name(seed, arm, loss)
-        found.save(run.dir / "detections" / f"{name}.npz")
-        results = [("none", found)]
+        found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
+        results = {"none": found}
         if clip is not None:
             similarities = encode_detections(
-                found, context.test, clip, score_thresh=params.cm_clip.score_thresh
+                found,
+                context.test,
+                clip,
+                score_thresh=params.cm_clip.score_thresh,
+                rescored_classes=context.benchmark.novel_names,
+                cache=images,
             )
-            similarities.save(run.dir / "similarities" / f"{name}.npz")
-            results += rescored(found, similarities, context.benchmark, params.cm_clip)
+            similarities.save(run.dir / "similarities" / f"{cell_name(seed, arm, loss)}.npz")
+            results |= rescored(found, similarities, context.benchmark, params.cm_clip)
         above = len(found.above(params.cm_clip.score_thresh)) / len(context.test)
-        for rescoring, detections in results:
-            values = {"above_thresh": above, "final_loss": curve[-1]["loss"]}
-            run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
-    return run.rows.all()
+        for rescoring, detections in results.items():
+            if not run.rows.done(
+                **key, rescoring=rescoring
+            ):  # a kill may have come between the rows of a cell
+                values = {"above_thresh": above, "final_loss": curve[-1]["loss"]}
+                run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
+    return run.rows.as_list()

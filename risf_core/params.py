@@ -404,12 +404,15 @@ class AblationCParams(NotebookParams):
         tuple(i / 10 for i in range(11)), min_length=1, description="weights of the detector"
     )
     label_spaces: Many[LabelSpace] = ("novel+background", "novel+base+background")
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    losses: Many[str] | None = Field(None, description="names of the losses to take; null: all of the runs")
 
 
 class AblationBnrlParams(FewShotParams):
     """31_ablation_bnrl: the loss's curves, then its hyper-parameters."""
 
     notebook: ClassVar[str] = "31_ablation_bnrl"
+    bnrl: BnrlParams = Field(BnrlParams(), description="values of the letters that a sweep does not change")
     alphas: Many[Share] = Field((0.2, 0.5, 0.8), min_length=1, description="with beta = 1 - alpha")
     betas: Many[NotNegative] = Field((0.2, 0.5, 0.8), description="with alpha fixed")
     background_weights: Many[NotNegative] = Field((0.05, 0.2, 0.5, 1.0), min_length=1)
@@ -427,6 +430,8 @@ class ClipBackbonesParams(NotebookParams):
     fine_tuning: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning")
     clips: Many[ClipSource] = Field(min_length=1, description="the CLIPs to compare")
     cm_clip: CmClipParams = CmClipParams()
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    losses: Many[str] | None = Field(None, description="names of the losses to take; null: all of the runs")
 
 
 class ResultsParams(NotebookParams):

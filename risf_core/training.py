@@ -16,26 +16,13 @@ from risf_core.detector.checkpoints import read_checkpoint, save_checkpoint
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import CheckpointError, RisfError
 from risf_core.params import SolverParams
+from risf_core.precision import resolve_precision
 from risf_core.progress import progress
 
 log = logging.getLogger(__name__)
 
 Step = Callable[[int], dict[str, Tensor]]
 CURVE_POINTS = 60  # points of a loss curve that go into a record
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass: ``auto`` is bf16 where the processor computes in it, else fp32.
-
-    The choice rests on what the device is, not on a timing, so that a run repeats exactly on the same machine.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported()
-        else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if fast else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def step_seed(seed: int, iteration: int) -> int:
@@ -157,11 +144,6 @@ def _resume(checkpoint: Path | None, model, optimizer, schedule, curve: list, so
     curve.extend(state["curve"])
     log.info("%s: going on from iteration %d", checkpoint, state["iteration"])
     return state["iteration"]
-
-
-def loss_parts_last(curve: list[dict[str, float]]) -> dict[str, float]:
-    """The last point of a loss curve without its iteration."""
-    return {key: value for key, value in curve[-1].items() if key != "iteration"}
 
 
 class CropClassifier(nn.Module):
