@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from scipy.ndimage import binary_fill_holes
 
 from risf_core.errors import DataError
 
@@ -55,7 +56,7 @@ DESIGNS: dict[str, tuple[int, ...]] = {
     "flask": (0x2697,),
     "swords": (0x2694,),
     "hammer": (0x2692,),
-    "sickle": (0x262D,),
+    "house": (0x2302,),
     "atom": (0x269B,),
     "molecule": (0x232C, 0x23E3),
     "skull": (0x2620,),
@@ -75,7 +76,7 @@ DESIGNS: dict[str, tuple[int, ...]] = {
     "mask": (0x1F637,),
     "peace": (0x262E,),
     "yinyang": (0x262F,),
-    "crescent": (0x262A,),
+    "plus": (0x271A, 0x2719),
     "staff": (0x2624, 0x2695),
     "scales": (0x2696,),
     "trident": (0x2646,),
@@ -172,9 +173,7 @@ def ink_mask(code: int, font: ImageFont.FreeTypeFont | None = None) -> Image.Ima
 
 def body_mask(ink: Image.Image) -> Image.Image:
     """The silhouette of a glyph with a thin rim: what cannot be reached from the border of the ink mask."""
-    solid = ink.point(lambda value: 255 if value > 90 else 0)
-    ImageDraw.floodfill(solid, (0, 0), 128)
-    silhouette = solid.point(lambda value: 0 if value == 128 else 255)
+    silhouette = Image.fromarray(np.uint8(255) * binary_fill_holes(np.asarray(ink) > 90))
     rim = silhouette.filter(ImageFilter.GaussianBlur(2.5)).point(
         lambda value: min(255, max(0, value - 30) * 5)
     )

@@ -27,7 +27,7 @@ from risf_core.yaml_files import project_path
 
 logger = logging.getLogger(__name__)
 
-WORLD_VERSION = 1  # raise it whenever the same parameters give other images or files
+WORLD_VERSION = 2  # raise it whenever the same parameters give other images or files
 PHOTO_SIZE = 64  # side of the crops and of the captioned photos, pixels
 PART_KEYS = {
     "trainval": 1,
@@ -152,7 +152,7 @@ def corpus_photo(seed: int, index: int) -> tuple[Photo, str]:
     key = (seed, PART_KEYS["corpus"], index)
     rng = np.random.default_rng([*key, 1])
     concept = None if rng.random() < BACKGROUND_SHARE else CONCEPTS[int(rng.integers(len(CONCEPTS)))]
-    photo = render_photo(key, concept, size=PHOTO_SIZE, corpus_only=True)
+    photo = render_photo(key, concept, size=PHOTO_SIZE, for_corpus=True)
     return photo, write_caption(rng, photo.concept, photo.color)
 
 
