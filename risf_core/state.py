@@ -33,7 +33,17 @@ CARRYING = {
     "worker",
     "yaml_files",
 }
-SHOWING = {"figures", "plan", "statistics", "table_format", "tables"}
+SHOWING = {
+    "figures",
+    "pictures",
+    "plan",
+    "publish",
+    "run_figures",
+    "statistics",
+    "sweep_tables",
+    "table_format",
+    "tables",
+}
 
 
 def digest(value: Any) -> str:

@@ -1,0 +1,312 @@
+"""What a reader sees of the records: all tables and figures, the headline, the README's table, the published copy.
+
+The command line of :mod:`risf_core.tables`. Imports no torch.
+"""
+
+import argparse
+import json
+import logging
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from risf_core.errors import RecordError, RisfError
+from risf_core.plan import Plan
+from risf_core.records import read_records
+from risf_core.run_specs import RunSpec, load_list
+from risf_core.state import results_dir, run_id
+from risf_core.statistics import fine_tuning_rows, notebook_of, rows_of, student_interval
+from risf_core.table_format import interval_text, number, to_markdown
+from risf_core.tables import CM_CLIP_GAIN, all_tables, interaction_cells, paired_cells
+from risf_core.yaml_files import project_root
+
+logger = logging.getLogger(__name__)
+HEADLINE_SHOTS = 5  # of the reported cells; the nearest K of the records where it was not run
+README_BEGIN, README_END = r"<!-- results: ?(?:begin|mini)[^>]*-->", r"<!-- (?:results: end|/results) -->"
+NOT_COMPARABLE = (
+    "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
+    "compared with them, so two columns are empty. ± is the half-width of the 95 % Student-t interval over n few-shot "
+    "seeds of one base model and one CLIP; gains are paired differences in points."
+)
+
+
+def load_records(folder: Path) -> list[dict]:
+    """Every record of a folder as it is, sorted by name, whether or not it fits the current code.
+
+    Raises:
+        RecordError: If there is none, or a file is not readable as a record.
+    """
+    records = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise RecordError(
+                f"{path}: not readable as a record ({error}). Repeat its run with --force."
+            ) from None
+        if not isinstance(records[-1], dict) or not {"run_id", "notebook"} <= records[-1].keys():
+            raise RecordError(
+                f"{path}: not a record: expected at least run_id and notebook. Remove the file."
+            )
+    if not records:
+        raise RecordError(f"{folder}: no record there. Make them with `make reproduce`.")
+    return records
+
+
+def planned_runs(profile: str) -> list[RunSpec]:
+    """The profile's list of runs; empty where it has none."""
+    path = project_root() / "params" / profile / "runs.yaml"
+    return load_list(path) if path.is_file() else []
+
+
+def plan_of(runs: Sequence[RunSpec]) -> Plan | None:
+    """The few-shot cells that a list of runs asks for; None if it holds no fine-tuning."""
+    params = [
+        spec.params.model_dump(mode="json") for spec in runs if spec.params.notebook == "20_fine_tuning"
+    ]
+    return Plan.from_params(params) if params else None
+
+
+def write_all(records: Sequence[Mapping], folder: Path, *, plan: Plan | None = None) -> list[Path]:
+    """Write every table to ``folder/tables`` and every figure to ``folder/figures``.
+
+    Args:
+        records: Records of one profile.
+        folder: Results folder of the profile.
+        plan: Wanted cells (:func:`plan_of`), so that missing runs are shown.
+
+    Returns:
+        The paths written.
+    """
+    from risf_core.figures import all_figures  # matplotlib takes a second, which --show need not wait for
+
+    paths = []
+    for table in all_tables(records, plan=plan):
+        paths += table.write(Path(folder) / "tables")
+    for name, drawing in all_figures(records).items():
+        paths += drawing.save(Path(folder) / "figures", name)
+    return paths
+
+
+def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.DataFrame:
+    """The few numbers to look at first, of the lowest split and K = 5.
+
+    Returns:
+        Columns quantity, value (text with interval), n, notebook, run_ids (tuple).
+    """
+    rows = _single_numbers(records)
+    frame = fine_tuning_rows(records)
+    frame = frame[(frame["setting"] == "fsod") & (frame["variant"] == "")]
+    if len(frame):
+        frame = frame[frame["split"] == frame["split"].min()]
+        shots = min(frame["shots"].unique(), key=lambda value: (abs(value - HEADLINE_SHOTS), value))
+        rows += _cell_numbers(frame[frame["shots"] == shots], shots)
+        rows += _paired_numbers(frame, shots, plan or Plan.from_rows(frame))
+    return pd.DataFrame(rows, columns=["quantity", "value", "n", "notebook", "run_ids"])
+
+
+def _single_numbers(records: Sequence[Mapping]) -> list[tuple]:
+    """Base model and CLIPs: one training each, no interval."""
+    rows = []
+    for record in records:
+        if notebook_of(record) == "10_base_training":
+            split, names = record["params"].get("split", 1), {"bAP50": "bAP50 (%)"}
+            names["recall_novel_at_100"] = "proposal recall@100 of novel objects (%)"
+            for metric, name in names.items():
+                value = record["metrics"].get(metric)
+                text = number(None if value is None else float(value))
+                rows.append(
+                    (f"base model of split {split}: {name}", text, 1, "10_base_training", (record["run_id"],))
+                )
+    clips = rows_of(records, "32_clip_backbones")
+    if len(clips):
+        for clip, group in clips.groupby("clip", sort=True):
+            text, runs = (
+                number(float(group["crop_accuracy"].iloc[0])),
+                tuple(sorted(group["run_id"].unique())),
+            )
+            rows.append((f"CLIP {clip}: accuracy on novel crops (%)", text, 1, "32_clip_backbones", runs))
+    return rows
+
+
+def _cell_numbers(frame: pd.DataFrame, shots: int) -> list[tuple]:
+    """nAP50 of ce and bnrl with and without CM-CLIP at one K."""
+    rows = []
+    for arm in ("kshot", "missing"):
+        for loss in ("ce", "bnrl"):
+            for rescoring, suffix in (("none", ""), ("cm_clip", " + CM-CLIP")):
+                is_cell = (frame["arm"] == arm) & (frame["loss"] == loss) & (frame["rescoring"] == rescoring)
+                cell = frame[is_cell].dropna(subset=["nAP50"])
+                if len(cell):
+                    interval = student_interval(cell["nAP50"])
+                    text, runs = (
+                        interval_text(interval.mean, interval.half_width),
+                        tuple(sorted(set(cell["run_id"]))),
+                    )
+                    name = f"nAP50 (%), K={shots}, {arm}: {loss}{suffix}"
+                    rows.append((name, text, interval.n, "20_fine_tuning", runs))
+    return rows
+
+
+def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan) -> list[tuple]:
+    """The two gains at one K and over all K, and the interaction at that K."""
+    rows, cells = [], paired_cells(frame, "nAP50", plan)
+    wanted = {
+        (CM_CLIP_GAIN, "ce"): "CM-CLIP's gain with ce",
+        (CM_CLIP_GAIN, "bnrl"): "CM-CLIP's gain with bnrl",
+    }
+    wanted |= {
+        ("bnrl − ce", "none"): "BNRL's gain over ce",
+        ("bnrl − ce", "cm_clip"): "BNRL's gain with CM-CLIP",
+    }
+    for key, name in wanted.items():
+        own = cells[(cells["comparison"] == key[0]) & (cells["given"] == key[1]) & (cells["n"] > 0)]
+        for row in own[own["shots"].isin([shots, "all"])].itertuples():
+            which = "mean over K" if row.shots == "all" else f"K={row.shots}"
+            is_used = (frame["arm"] == row.arm) & ((row.shots == "all") | (frame["shots"] == row.shots))
+            text = f"{interval_text(row.mean, row.half_width, sign=True)} ({row.up}/{row.n} up)"
+            runs = tuple(sorted(set(frame.loc[is_used, "run_id"])))
+            rows.append((f"{name}, nAP50, {which}, {row.arm}", text, row.n, "20_fine_tuning", runs))
+    for row in interaction_cells(frame[frame["shots"] == shots], "nAP50", plan).itertuples():
+        text = interval_text(row.interaction_mean, row.interaction_half_width, sign=True)
+        runs = tuple(sorted(set(frame.loc[(frame["arm"] == row.arm) & (frame["shots"] == shots), "run_id"])))
+        rows.append(
+            (f"interaction of the two, nAP50, K={shots}, {row.arm}", text, row.n, "20_fine_tuning", runs)
+        )
+    return rows
+
+
+def summary(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], folder: Path) -> str:
+    """The headline, the runs that are missing, and where everything lies, as text for a terminal."""
+    table = headline(records, plan=plan_of(runs))[["quantity", "value", "n"]]
+    finished = {record["run_id"] for record in records}
+    missing = [run_id(spec.params) for spec in runs if run_id(spec.params) not in finished]
+    lines = [f"Results of profile {profile}, {len(records)} records", "", to_markdown(table)]
+    lines += [
+        "± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model and one CLIP.",
+        "",
+    ]
+    if missing:
+        lines += [
+            f"MISSING: {len(missing)} of {len(runs)} runs have no current record: {', '.join(missing)}",
+            "",
+        ]
+    for name, what in (
+        ("tables", "tables (CSV, Markdown, LaTeX)"),
+        ("figures", "figures (PNG, PDF)"),
+        ("runs", "executed notebooks and logs"),
+        ("records", "records (JSON)"),
+    ):
+        count = len(list((folder / name).glob("*"))) if (folder / name).is_dir() else 0
+        lines.append(f"  {what:32} {count:4} files in {folder / name}")
+    return "\n".join(lines) + "\n"
+
+
+def publish(
+    profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], folder: Path, target: Path
+) -> None:
+    """Copy tables, figures and records of a profile to ``target``, replacing what is there; host names are removed.
+
+    Args:
+        profile: Name of the profile.
+        records: Its records.
+        runs: Its list of runs, for what is missing and for the README's commands.
+        folder: Its results folder; tables and figures are written anew before they are copied.
+        target: ``results/published/<profile>``.
+    """
+    write_all(records, folder, plan=plan_of(runs))
+    for name in ("tables", "figures", "records"):
+        shutil.rmtree(target / name, ignore_errors=True)
+        if name != "records":
+            shutil.copytree(folder / name, target / name)
+    (target / "records").mkdir(parents=True)
+    for record in records:
+        environment = {
+            key: value for key, value in (record.get("environment") or {}).items() if key != "host"
+        }
+        text = json.dumps({**record, "environment": environment}, indent=1, sort_keys=True, allow_nan=False)
+        (target / "records" / f"{record['run_id']}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec]) -> str:
+    """The README's table: paper, ours, n, difference, command, record, notebook, with its note."""
+    commands = {run_id(spec.params): spec.command for spec in runs}
+    rows = []
+    folder = f"results/published/{profile}"
+    for row in headline(records, plan=plan_of(runs)).itertuples():
+        is_one = len(row.run_ids) == 1
+        record = f"[{row.run_ids[0]}]({folder}/records/{row.run_ids[0]}.json)"
+        several = f"[{len(row.run_ids)} records]({folder}/records/)"
+        command = commands.get(row.run_ids[0]) if is_one else None
+        command = f"`{command or f'make reproduce PROFILE={profile}'}`"
+        link = record if is_one else several
+        rows.append((row.quantity, "–", row.value, row.n, "–", command, link, f"`{row.notebook}`"))
+    columns = ["what", "paper", "ours", "n", "difference", "command", "record", "notebook"]
+    table = pd.DataFrame(rows, columns=columns)
+    where = f"All tables and figures: `{folder}/`."
+    return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {where}\n"
+
+
+def update_readme(path: Path, text: str) -> None:
+    """Put ``text`` between the two result markers of the README.
+
+    Raises:
+        RecordError: If the README does not hold the two markers once.
+    """
+    readme = path.read_text(encoding="utf-8")
+    pattern = re.compile(f"({README_BEGIN}).*?({README_END})", re.DOTALL)
+    if len(pattern.findall(readme)) != 1:
+        raise RecordError(
+            f"{path}: expected the markers of the results once, <!-- results: begin --> to <!-- results: end -->."
+        )
+    new = pattern.sub(lambda found: f"{found[1]}\n\n{text}\n{found[2]}", readme)
+    path.write_text(new, encoding="utf-8", newline="\n")
+
+
+def run_command(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    folder = arguments.results or results_dir(arguments.profile)
+    records = load_records(folder / "records") if arguments.results else read_records(arguments.profile)
+    if not records:
+        raise RecordError(f"{folder / 'records'}: no current record there. Make them with `make reproduce`.")
+    runs = planned_runs(arguments.profile)
+    if arguments.show:
+        sys.stdout.write(summary(arguments.profile, records, runs, folder))
+        return
+    if arguments.publish:
+        target = project_root() / "results" / "published" / arguments.profile
+        publish(arguments.profile, records, runs, folder, target)
+        if arguments.profile == "mini":
+            update_readme(
+                project_root() / "README.md", readme_table("mini", load_records(target / "records"), runs)
+            )
+        sys.stdout.write(f"Published to {target}; look at it, then commit it.\n")
+        return
+    paths = write_all(records, folder, plan=plan_of(runs))
+    sys.stdout.write(
+        f"Wrote {len(paths)} files from {len(records)} records to {folder}/tables and {folder}/figures.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``python -m risf_core.tables``: write tables and figures, or ``--show``, or ``--publish``."""
+    parser = argparse.ArgumentParser(prog="python -m risf_core.tables", description=__doc__)
+    parser.add_argument("--profile", default="mini", help="name of the profile")
+    parser.add_argument(
+        "--results", type=Path, help="take DIR/records as they are, instead of the current records"
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--show", action="store_true", help="print the headline and where everything lies")
+    action.add_argument(
+        "--publish", action="store_true", help="copy tables, figures and records to be committed"
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        run_command(parser.parse_args(argv))
+    except RisfError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        raise SystemExit(1) from None

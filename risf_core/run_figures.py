@@ -1,0 +1,116 @@
+"""Figures of one run: its training curve, a CLIP's confusion matrix, the losses' value and gradient."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from risf_core.figures import COLORS, LINES, MARKERS, Drawing, _legend_below, _look, panels, styled
+
+SITUATION_TITLES = {
+    "p_y": "an object of class y",
+    "p_k": "a hard negative: background, taken for class k",
+}
+
+
+@styled
+def training_figure(curves: Mapping[str, Sequence[Mapping[str, float]]], *, parts: bool = True) -> Drawing:
+    """The training losses over the steps, one panel for each training.
+
+    Args:
+        curves: Name of a training to its curve, a list of ``{"iteration": ..., "loss": ..., <part>: ...}``.
+        parts: Whether to draw the parts of the loss too.
+    """
+    figure, axes = panels(1, len(curves), width=3.8, height=2.7)
+    for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
+        points = pd.DataFrame(list(curve))
+        columns = [column for column in points if column != "iteration"]
+        columns = ["loss", *(column for column in columns if column != "loss" and parts)]
+        for place, column in enumerate(columns):
+            index = place % len(COLORS)
+            label = "sum" if column == "loss" and len(columns) > 1 else column
+            ax.plot(
+                points["iteration"], points[column], color=COLORS[index], linestyle=LINES[index], label=label,
+                marker=MARKERS[index], markersize=4, markevery=max(1, len(points) // 8),
+            )  # fmt: skip
+        ax.set(title=name, xlabel="step", ylabel="loss", ylim=(0, None))
+        if len(columns) > 1:
+            ax.legend()
+    caption = "Training losses over the steps; each point is the mean since the point before it. No validation loss."
+    return Drawing(figure, caption)
+
+
+@styled
+def confusion_figure(
+    matrix: Sequence[Sequence[float]], class_names: Sequence[str], *, title: str = ""
+) -> Drawing:
+    """A confusion matrix of counts, shown as percent of each true class.
+
+    Args:
+        matrix: Counts [C, C], rows true, columns predicted.
+        class_names: The C names.
+        title: Name of the CLIP and the split.
+    """
+    counts = np.asarray(matrix, dtype=float)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = 100 * np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    size = 0.36 * len(class_names) + 1.6
+    figure, axes = panels(1, 1, width=size, height=size - 1.0)
+    ax = axes[0, 0]
+    image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.5:
+            color = "white" if share < 50 else "black"
+            ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
+    labels = [f"{name} ({total:.0f})" for name, total in zip(class_names, totals[:, 0], strict=True)]
+    ax.set_xticks(range(len(class_names)), class_names, rotation=90)
+    ax.set_yticks(range(len(class_names)), labels)
+    ax.set(xlabel="predicted", ylabel="true (number of crops)", title=title)
+    ax.grid(False)
+    figure.colorbar(image, ax=ax, label="percent of the true class", shrink=0.8)
+    accuracy = 100 * np.trace(counts) / max(1.0, counts.sum())
+    caption = (
+        f"Confusion matrix {f'of {title}, ' if title else ''}in percent of each true class (numbers below 0.5 are not "
+        f"written). {accuracy:.1f} % of the {counts.sum():.0f} crops are right."
+    )
+    return Drawing(figure, caption)
+
+
+@styled
+def loss_curves_figure(curves: pd.DataFrame) -> Drawing:
+    """Value (top) and gradient (below) of the losses over p_y and over a hard negative's p_k.
+
+    Args:
+        curves: The frame of :func:`risf_core.loss_curves.loss_curves`.
+    """
+    names = list(dict.fromkeys(curves["loss"]))
+    figure, axes = panels(2, 2, width=3.6, height=2.5, sharex="col")
+    for column, situation in enumerate(("p_y", "p_k")):
+        for row, what in enumerate(("value", "gradient")):
+            ax = axes[row, column]
+            for name in names:
+                own = curves[(curves["situation"] == situation) & (curves["loss"] == name)]
+                line, points = (own[own["kind"] == kind] for kind in ("closed form", "autograd"))
+                look = _look("loss", name, names)
+                ax.plot(line["p"], line[what], color=look["color"], linestyle=look["linestyle"])
+                ax.plot(
+                    points["p"],
+                    points[what],
+                    label=name,
+                    **look | {"linestyle": "none", "markerfacecolor": "none"},
+                )
+            ax.axhline(0, color="black", linewidth=0.6)
+        axes[0, column].set_title(SITUATION_TITLES[situation])
+        axes[0, column].set_ylim(0, 4.2)
+        axes[1, column].set_xlabel(f"${situation}$")
+    axes[0, 0].set_ylabel("loss of one RoI")
+    axes[1, 0].set_ylabel("gradient by the logit of y")
+    axes[1, 1].set_ylabel("gradient by the logit of k")
+    _legend_below(figure, axes[0, 0])
+    caption = (
+        "Value and gradient of the losses for one RoI: lines are the closed forms, open markers the code's autograd. "
+        "Left: an object of class y, the rest of the probability spread evenly. Right: a RoI labelled background "
+        "that the detector takes for class k, as happens where an object was not annotated; each other class has 0.1 "
+        "%. ce: cross-entropy; focal: gamma 2; bnrl: the hyper-parameters given."
+    )
+    return Drawing(figure, caption)
