@@ -31,6 +31,14 @@ def test_boxes_become_corners_and_classes_follow_category_ids(tmp_path):
     assert second.labels.tolist() == [2, 1] and second.is_crowd.tolist() == [False, True]
 
 
+def test_boxes_of_an_image_stay_in_the_order_of_the_file(tmp_path):
+    boxes = [box_entry(n, 1 + n % 2, 1, (0, 0, 1 + n % 39, 1 + n % 28)) for n in range(1, 400)]
+    data = load_coco(write_files(tmp_path, [image_entry(1), image_entry(2)], boxes), tmp_path)
+    for parity, record in enumerate(data.images):
+        own = [n for n in range(1, 400) if n % 2 == parity]
+        np.testing.assert_array_equal(record.boxes[:, 2:], [(1 + n % 39, 1 + n % 28) for n in own])
+
+
 def test_class_list_gives_labels_their_order_and_keeps_all_images(tmp_path):
     annotations = [box_entry(1, 1, 7), box_entry(2, 1, 3), box_entry(3, 2, 3), box_entry(4, 1, 1)]
     path = write_files(tmp_path, [image_entry(1), image_entry(2)], annotations)

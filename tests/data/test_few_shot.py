@@ -72,10 +72,17 @@ def test_a_choice_that_needs_several_tries_is_found():
     data = data_of(*[[0, 0]] * 10, [0], [0], [0])
     for seed in range(5):
         assert draw_few_shot(data, ["cat"], shots=(1, 2, 3), seed=seed)[3]["cat"].tolist() == [20, 21, 22]
-    # 2 then 5: a first pair leads on only with a 3 or a 2 and a 1
-    assert (
-        len(draw_few_shot(data_of([0, 0], [0, 0, 0], [0] * 4), ["cat"], shots=(2, 5), seed=0)[5]["cat"]) == 5
-    )
+    # 2 then 3 shots from images with 2, 1 and 1 boxes: the two single boxes first would leave only the pair
+    for seed in range(10):
+        draws = draw_few_shot(data_of([0, 0], [0], [0]), ["cat"], shots=(2, 3), seed=seed)
+        assert draws[2]["cat"].tolist() == [0, 1] and len(draws[3]["cat"]) == 3
+
+
+def test_classes_of_the_same_images_are_drawn_independently():
+    data = data_of(*[[0, 1]] * 30)
+    draws = [draw_few_shot(data, ("cat", "dog"), shots=[1], seed=seed)[1] for seed in range(10)]
+    same = [data.flat.images[draw["cat"][0]] == data.flat.images[draw["dog"][0]] for draw in draws]
+    assert sum(same) < 5
 
 
 def test_too_few_boxes_name_class_wanted_and_available():
