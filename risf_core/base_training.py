@@ -3,7 +3,6 @@
 import logging
 
 import numpy as np
-import torch
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.world import build_world
@@ -13,7 +12,7 @@ from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator, proposal_recall
 from risf_core.head_training import RegionFeatures, detect_from_features, extract_region_features
 from risf_core.params import BaseTrainingParams, PictogramData
-from risf_core.training import pretrain, step_seed, train_detector
+from risf_core.training import pretrain, seed_everything, step_seed, train_detector
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
         results of ``evaluate_base_model``.
     """
     benchmark = open_benchmark(params.data, split=params.split)
-    torch.manual_seed(step_seed(params.seed, -2))
+    seed_everything(step_seed(params.seed, -2))
     detector = FasterRCNN(params.detector, len(benchmark.base_names)).to(run.device)
     metrics: dict = {"pretraining_accuracy": None, "pretraining_curve": None}
     if params.pretraining is not None:

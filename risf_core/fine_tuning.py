@@ -18,6 +18,7 @@ from risf_core.data.loader import ImageCache, load_batch
 from risf_core.detections import Detections, Similarities
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator
 from risf_core.head_training import (
     RegionFeatures,
@@ -28,7 +29,7 @@ from risf_core.head_training import (
 )
 from risf_core.params import BaseTrainingParams, ClipSource, CmClipParams, FewShotParams, FineTuningParams
 from risf_core.progress import progress
-from risf_core.training import step_seed, train_detector
+from risf_core.training import seed_everything, step_seed, train_detector
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class FewShotContext:
         head = self.params.head
         changes = {"rpn_post_nms_train": head.num_proposals, "roi_batch": head.roi_batch}
         changes |= {"cls_dropout": head.cls_dropout, "roi_gradient_scale": head.roi_gradient_scale}
-        torch.manual_seed(step_seed(seed, -1))
+        seed_everything(step_seed(seed, -1))
         detector = FasterRCNN(
             self.base.detector.model_copy(update=changes), len(self.class_names), classification_loss=loss
         )
@@ -223,7 +224,7 @@ def rescored(
 
 def cell_name(seed: int, arm: str, loss: str) -> str:
     """File name (without ending) of a cell's stored detections."""
-    return f"seed{seed}-{arm}-{loss}"
+    return f"seed{seed}-{arm}-{loss.replace(':', '_')}"
 
 
 def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
@@ -241,7 +242,9 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         _, loaded = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
         clip = build_cm_clip(loaded, context.benchmark, params.cm_clip)
         last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]]
-    names = {name: spec for spec in params.losses if (name := loss_name(spec))}
+    names = {loss_name(spec): spec for spec in params.losses}
+    if len(names) < len(params.losses):
+        raise ParamsError(f"losses {list(params.losses)} share a name in tables; rename one of the functions")
     cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in names]
     for seed, arm, loss in progress(cells, desc="cells", total=len(cells)):
         key = {"split": params.split, "shots": params.shots, "setting": params.setting}
@@ -273,3 +276,15 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
                 values = {"above_thresh": above, "final_loss": curve[-1]["loss"]}
                 run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
     return run.rows.as_list()
+
+
+def stored_before_after(params: FineTuningParams, run) -> tuple[Detections, Detections, DetectionData] | None:
+    """The first cell before and after CM-CLIP (paper setting), and the test data; None without a CLIP."""
+    if params.clip is None:
+        return None
+    name = cell_name(params.seeds[0], params.arms[0], loss_name(params.losses[0]))
+    benchmark = open_benchmark(params.data, split=params.split)
+    found = Detections.load(run.dir / "detections" / f"{name}.npz")
+    similarities = Similarities.load(run.dir / "similarities" / f"{name}.npz")
+    after = dict(rescored(found, similarities, benchmark, params.cm_clip))["cm_clip"]
+    return found, after, benchmark.test.select_classes(found.class_names)

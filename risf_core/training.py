@@ -30,6 +30,13 @@ def step_seed(seed: int, iteration: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{iteration}".encode()).digest()[:6], "big")
 
 
+def seed_everything(seed: int) -> None:
+    """Seed torch's generators. ``torch.manual_seed`` would also queue a call for CUDA in every step without a GPU."""
+    torch.random.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
 def make_optimizer(model: nn.Module, solver: SolverParams) -> tuple[torch.optim.Optimizer, object]:
     """SGD over the trainable parameters and its schedule, stepped once an iteration."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -87,7 +94,7 @@ def fit(
     every, pending = max(1, solver.iterations // CURVE_POINTS), []
     steps = progress(range(start, solver.iterations), desc=desc, total=solver.iterations - start)
     for iteration in steps:
-        torch.manual_seed(step_seed(seed, iteration))
+        seed_everything(step_seed(seed, iteration))
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             losses = step(iteration)
         loss = sum(losses.values())
@@ -183,7 +190,7 @@ def pretrain(
     """
     held_out = min(held_out, len(crops) // 10)
     device = detector.pixel_mean.device
-    torch.manual_seed(step_seed(seed, -1))
+    seed_everything(step_seed(seed, -1))
     classifier = CropClassifier(detector, int(labels.max()) + 1).to(device).train()
     order = image_order(len(crops) - held_out, solver.batch_size, seed=seed)
     batches = batches_by_iteration(order)
