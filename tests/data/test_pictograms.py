@@ -230,6 +230,19 @@ def test_shot_is_the_only_novel_object_and_well_visible(shot_pairs):
         assert [item.concept for item in crowded.objects[len(alone.objects) :]] == extra
 
 
+def test_shot_that_is_too_little_visible_is_rendered_anew(monkeypatch):
+    keys = [(3, index) for index in range(30)]
+    before = [
+        render_shot(key, "cat", base_names=["cup"], extra_names=[])[0].objects[0].visible for key in keys
+    ]
+    assert min(before) < 0.97
+    monkeypatch.setattr(pictograms, "SHOT_VISIBLE", 0.97)
+    after = [
+        render_shot(key, "cat", base_names=["cup"], extra_names=[])[0].objects[0].visible for key in keys
+    ]
+    assert min(after) >= 0.97
+
+
 def test_shot_looks_the_same_with_and_without_other_novel_objects(shot_pairs):
     for _, _, (alone, crowded) in shot_pairs:
         x1, y1, x2, y2 = alone.objects[0].box

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import multiprocessing
+import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 from PIL import Image
 
 from risf_core.data import world as world_module
+from risf_core.data.canvas import Canvas
 from risf_core.data.coco import load_coco
 from risf_core.data.contact_sheet import contact_sheet, draw_boxes
 from risf_core.data.few_shot import load_few_shot
 from risf_core.data.glyphs import CLASSES, COLOR_WORDS, CONCEPTS, DESIGNS, SPLITS, TEST_ONLY_DESIGNS
 from risf_core.data.pictograms import render_scene
 from risf_core.data.shots import ARMS, base_classes
-from risf_core.data.world import World, build_world, world_hash, write_caption
+from risf_core.data.world import World, build_world, corpus_photo, world_hash, write_caption
 from risf_core.data.world_summary import class_counts, design_overlap, unannotated_novel
 from risf_core.errors import DataError
 from risf_core.params import PictogramData
@@ -111,6 +114,24 @@ def test_two_processes_may_need_the_same_part(tmp_path, world):
     made = digest(next(tmp_path.iterdir()))
     there = {name: value for name, value in digest(world.root).items() if name in made}
     assert made == there, "another process and folder give the same bytes"
+
+
+def test_part_that_two_need_at_once_is_built_once(tmp_path, monkeypatch):
+    calls = []
+
+    def slow_builder(world, name, folder):
+        calls.append(name)
+        time.sleep(0.3)
+        return {}
+
+    monkeypatch.setattr(world_module, "_builders", lambda: {"test": slow_builder})
+    built = build_world(PictogramData(root=str(tmp_path), **SMALL))
+    threads = [threading.Thread(target=built.part, args=("test",)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert calls == ["test"]
 
 
 # ------------------------------------------------------------------------------- scenes
@@ -238,6 +259,20 @@ def test_corpus_shares_no_picture_with_the_test(world):
         for box in record.boxes:
             assert np.asarray(picture.resize((64, 64), box=tuple(box))).tobytes() not in photos
     assert len(photos) == 300, "and no picture stands in the collections twice"
+
+
+def test_corpus_photos_never_draw_a_design_of_the_test_alone(monkeypatch):
+    drawn, draw = set(), Canvas.draw
+
+    def spy(self, rng, patch, *args, **kwargs):
+        drawn.add(patch.code)
+        return draw(self, rng, patch, *args, **kwargs)
+
+    monkeypatch.setattr(Canvas, "draw", spy)
+    for index in range(400):
+        corpus_photo(0, index)
+    assert len(drawn) > 80
+    assert drawn.isdisjoint(code for codes in TEST_ONLY_DESIGNS.values() for code in codes)
 
 
 def test_captions_use_colour_words_and_backgrounds_as_often_as_stated():
