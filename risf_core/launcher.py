@@ -3,12 +3,16 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from risf_core.params import NotebookParams
 from risf_core.run_specs import RunSpec, shown, upstream
@@ -17,6 +21,7 @@ from risf_core.worker import DONE, WAS_DONE, notebook_output
 from risf_core.yaml_files import project_root
 
 EVERY = 30.0  # seconds between lines where no bar is shown
+BAR = "{percentage:3.0f}% {bar:12} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 UNKNOWN_SECONDS = 60.0  # taken for a run of which no time is known
 
@@ -113,16 +118,19 @@ class Launcher:
         self.waiting, self.running, self.outcome = dict(nodes), {}, Outcome()
         self.nodes, self.workers, self.force = nodes, workers, set(force)
         self.total, self.began, self.last_line = len(nodes), time.monotonic(), time.monotonic()
-        self.bar = None
+        self.bar, self.make = None, _calling_make()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=self.total, unit="run", dynamic_ncols=True)
+            width = shutil.get_terminal_size().columns - 1  # 79 where the terminal does not tell
+            self.bar = tqdm(total=self.total, bar_format=BAR, ncols=width)
 
     def work(self) -> Outcome:
         """Make the runs; whatever ends this call ends the workers too."""
         try:
             while self.waiting or self.running:
+                if self.make is not None and not self.make.is_running():
+                    raise KeyboardInterrupt
                 self._give_up_on_dependents()
                 for node in self._ready()[: self.workers - len(self.running)]:
                     self._start(node)
@@ -166,7 +174,8 @@ class Launcher:
             "launcher": os.getpid(),
         }
         threads = dict.fromkeys(THREADS, str(node.params.num_threads))
-        environment = os.environ | threads | {"RISF_LOG": str(node.log), "PYTHONHASHSEED": "0"}
+        log_every = {} if self.bar is None else {"RISF_LOG_EVERY": "2"}  # the bar shows the log's last line
+        environment = os.environ | threads | log_every | {"RISF_LOG": str(node.log), "PYTHONHASHSEED": "0"}
         node.log.parent.mkdir(parents=True, exist_ok=True)
         with node.log.open("a", encoding="utf-8") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {node.spec.command}\n")
@@ -179,8 +188,9 @@ class Launcher:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the launcher, which ends its workers
             )
-        node.process.stdin.write(json.dumps(job).encode())
-        node.process.stdin.close()
+        with suppress(BrokenPipeError):  # a worker that is dead already: its end is seen below
+            node.process.stdin.write(json.dumps(job).encode())
+            node.process.stdin.close()
         node.started = time.monotonic()
         self.running[node.run_id] = self.waiting.pop(node.run_id)
         self._say(f"start   {node.run_id}")
@@ -217,6 +227,12 @@ class Launcher:
             print("\n  ".join([head, *states]), flush=True)
 
 
+def _calling_make() -> psutil.Process | None:
+    """The `make` that called this process, if one did: when it is killed, its runs must not go on behind its back."""
+    above = psutil.Process().parents() if "MAKELEVEL" in os.environ else []
+    return next((process for process in above if process.name() in ("make", "gmake")), None)
+
+
 def last_line(log: Path) -> str:
     """The last line of progress in a run's log, without its time of day; other output is passed over."""
     with log.open("rb") as file:
@@ -238,10 +254,13 @@ def why_failed(node: Node) -> tuple[str, str]:
         error = next(output for output in outputs if output["output_type"] == "error")
         name, message = error["ename"], error["evalue"]
     except (OSError, ValueError, KeyError, StopIteration):
-        code = node.process.returncode
         name, _, message = last_line(node.log).partition(": ")
-        if code < 0:
-            name, message = "Killed", f"by signal {-code} (9 may mean: out of memory)"
+        if node.process.returncode < 0:
+            name, message = "Killed", f"by signal {-node.process.returncode} (9 may mean: out of memory)"
+        elif name == "DeadKernelError":
+            message = "the notebook's kernel died (the machine may be out of memory)"
+        elif name == "starting":  # no line of progress: the worker itself could not start
+            name, message = "RisfError", f"the worker stopped: {node.log.read_text().splitlines()[-1]}"
     return name.rpartition(".")[2], " ".join(message.split())
 
 

@@ -1,7 +1,7 @@
 """One progress helper: a bar where someone watches, a line every 30 s where nobody does.
 
 Under the launcher ``RISF_LOG`` names a file; lines are appended to it, so that the executed notebook holds no
-dozens of bars and the launcher can show the last line.
+dozens of bars and the launcher can show the last line (more often, ``RISF_LOG_EVERY``, where it has a terminal).
 """
 
 import logging
@@ -30,7 +30,8 @@ class Progress(Generic[T]):
     """An iterable that shows how far it is; see :func:`progress`."""
 
     def __init__(self, items: Iterable[T], *, total: int | None, desc: str, unit: str, every: float) -> None:
-        self.items, self.desc, self.unit, self.every = items, desc, unit, every
+        self.items, self.desc, self.unit = items, desc, unit
+        self.every = float(os.environ.get("RISF_LOG_EVERY", every))
         self.total = len(items) if total is None and isinstance(items, Sized) else total
         self.done = 0
         self.notes: dict[str, Any] = {}
