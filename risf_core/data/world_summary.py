@@ -5,8 +5,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from risf_core.data.glyphs import CLASSES, DESIGNS, SPLITS, TEST_ONLY_DESIGNS, corpus_designs
+import numpy as np
+
+from risf_core.data.glyphs import CLASSES, DESIGNS, SPLITS, TEST_ONLY_DESIGNS, corpus_designs, ink_mask
 from risf_core.data.world import World
+
+
+def class_designs() -> tuple[list[np.ndarray], list[str]]:
+    """Every design of the 20 classes in black ink on white, with its class name.
+
+    Returns:
+        Images, uint8 [128, 128, 3], and names; a design that the captioned corpus does not show is "name (test)".
+    """
+    images, names = [], []
+    for name in CLASSES:
+        for code in DESIGNS[name]:
+            ink = 255 - np.asarray(ink_mask(code))
+            images.append(np.repeat(ink[..., None], 3, axis=2))
+            names.append(name if code in corpus_designs(name) else f"{name} (test)")
+    return images, names
 
 
 def class_counts(world: World) -> list[dict[str, Any]]:

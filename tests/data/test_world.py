@@ -14,13 +14,12 @@ from PIL import Image
 from risf_core.data import world as world_module
 from risf_core.data.canvas import Canvas
 from risf_core.data.coco import load_coco
-from risf_core.data.contact_sheet import contact_sheet, draw_boxes
 from risf_core.data.few_shot import load_few_shot
 from risf_core.data.glyphs import CLASSES, COLOR_WORDS, CONCEPTS, DESIGNS, SPLITS, TEST_ONLY_DESIGNS
 from risf_core.data.pictograms import render_scene
 from risf_core.data.shots import ARMS, base_classes
 from risf_core.data.world import World, build_world, corpus_photo, world_hash, write_caption
-from risf_core.data.world_summary import class_counts, design_overlap, unannotated_novel
+from risf_core.data.world_summary import class_counts, class_designs, design_overlap, unannotated_novel
 from risf_core.errors import DataError
 from risf_core.params import PictogramData
 
@@ -287,7 +286,7 @@ def test_captions_use_colour_words_and_backgrounds_as_often_as_stated():
     assert {write_caption(rng, None, None) for _ in range(200)} >= {"a photo of background", "background"}
 
 
-# ------------------------------------------------------------------------------- summaries and sheets
+# ------------------------------------------------------------------------------- summaries
 
 
 def test_summary_counts_agree_with_the_loader(world):
@@ -340,22 +339,10 @@ def test_design_overlap_states_the_share_of_seen_designs(tmp_path, monkeypatch):
     )
 
 
-def test_drawn_box_lies_where_it_should():
-    image = np.zeros((20, 30, 3), np.uint8)
-    drawn = draw_boxes(image, np.array([[5, 8, 15, 18]]), [""], colors=(255, 0, 0), zoom=2)
-    assert drawn.shape == (40, 60, 3)
-    red = np.argwhere(drawn[..., 0] == 255)
-    assert red.min(0).tolist() == [16, 10] and red.max(0).tolist() == [35, 29]
-
-
-def test_contact_sheet_puts_images_row_by_row():
-    images = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
-    sheet = contact_sheet(images, columns=2, gap=1)
-    assert sheet.shape == (5, 7, 3)
-    assert [sheet[0, 0, 0], sheet[0, 4, 0], sheet[3, 0, 0], sheet[3, 4, 0], sheet[2, 0, 0]] == [
-        10,
-        20,
-        30,
-        255,
-        255,
-    ]
+def test_class_designs_show_each_glyph_and_mark_those_of_the_test_alone():
+    images, names = class_designs()
+    assert len(images) == len(names) == sum(len(DESIGNS[name]) for name in CLASSES)
+    assert names[:3] == ["airplane", "umbrella (test)", "umbrella"]
+    for image in images:
+        assert image.shape == (128, 128, 3) and image.dtype == np.uint8
+        assert image[0, 0].tolist() == [255, 255, 255] and image.min() == 0
