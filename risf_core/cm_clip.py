@@ -1,0 +1,399 @@
+"""CM-CLIP: re-score detections by the similarity of their crops to class names, as a CLIP sees it.
+
+The calibration of RISF (Jung et al., Re-scoring using image-language similarity for few-shot object detection, CVIU
+2024). A detection of class k with score s gets ``c * s + (1 - c) * p_k``, where p is the softmax of temperature times
+the cosines between its crop and the names of a label space with "background" last.
+
+Cosines are encoded once (`encode_detections`) and stored; weights, temperatures and narrower label spaces are then
+arithmetic on files (`apply_cm_clip`).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from risf_core.clip_models import LoadedClip, load_clip, preprocessing_of
+from risf_core.data.dataset import DetectionData
+from risf_core.data.loader import ImageCache
+from risf_core.detections import Detections, Similarities
+from risf_core.errors import DataError, ParamsError
+from risf_core.progress import progress
+
+__all__ = [
+    "CMCLIP",
+    "LoadedClip",
+    "apply_cm_clip",
+    "encode_detections",
+    "label_space_names",
+    "load_clip",
+    "rescore",
+]
+
+BACKGROUND = "background"
+TEMPERATURE = 100.0  # factor of the cosines in the released code, and CLIP's largest logit scale
+TEMPLATES = ("a photo of {}",)  # the released code's only prompt, without an article
+CROP_RULES = ("squash", "shortest", "longest")  # open_clip's resize modes; the paper squashes
+RESIZES = ("roi_align", "bicubic")
+PREPROCESSINGS = ("clip", "released")
+
+
+def rescore(scores: Tensor, label_probs: Tensor, *, c: float) -> Tensor:
+    """Blend detector confidence with the image-text probability of the predicted class.
+
+    The calibration of CM-CLIP: ``c * scores + (1 - c) * label_probs``. Works on NumPy arrays as well.
+
+    Args:
+        scores: Detector confidences in [0, 1], shape [N].
+        label_probs: CLIP's probability of each detection's own label, in [0, 1], shape [N].
+        c: Weight of the detector, in [0, 1]; 1.0 returns `scores` unchanged.
+
+    Returns:
+        New confidences in [0, 1], shape [N], same type as `scores`.
+
+    Raises:
+        ValueError: If the shapes differ or c is outside [0, 1].
+
+    Example:
+        >>> rescore(torch.tensor([0.8]), torch.tensor([0.6]), c=0.5)
+        tensor([0.7000])
+    """
+    if scores.shape != label_probs.shape:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and label_probs {tuple(label_probs.shape)} differ in shape"
+        )
+    if not 0.0 <= c <= 1.0:
+        raise ValueError(f"c is {c}. Expected a weight from 0 (CLIP alone) to 1 (detector alone).")
+    return c * scores + (1.0 - c) * label_probs
+
+
+# ------------------------------------------------------------------------------------------------ crops and texts
+
+
+def label_space_names(
+    label_space: str, *, novel_names: Sequence[str], base_names: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The names of a label space, background last.
+
+    Args:
+        label_space: "novel+background" (paper) or "novel+base+background" (base names compete as well: an extension).
+    """
+    groups = {"novel": tuple(novel_names), "base": tuple(base_names), BACKGROUND: (BACKGROUND,)}
+    parts = label_space.split("+")
+    if parts[-1] != BACKGROUND or set(parts) - set(groups):
+        raise ParamsError(f"label space {label_space!r}: expected novel+background or novel+base+background.")
+    return tuple(name for part in parts for name in groups[part])
+
+
+class CMCLIP:
+    """A CLIP that compares crops of an image with the names of a label space.
+
+    Args:
+        model: An open_clip model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        class_names: The classes whose detections are re-scored; each must stand in the label space.
+        label_space: All names that compete in the softmax, "background" last. None is the paper's: the classes and
+            background.
+        templates: Prompts with {} for the name; embeddings of several are averaged after normalisation.
+        temperature: Factor of the cosines in the softmax.
+        crop: How a crop becomes the model's input size: "squash" (both sides, as published), or with resize="bicubic"
+            also open_clip's "shortest" (resize, then centre crop) and "longest".
+        resize: "roi_align" (on the tensor, as published) or "bicubic" (PIL crop and open_clip's own transform).
+        preprocess: "clip" (RGB, the model's mean and std) or "released" (BGR in 0-1, nothing else: what the published
+            code feeds).
+        batch_size: Crops in one forward pass; memory grows with it.
+
+    Attributes:
+        label_space: The L names.
+        label_columns: int64 [C], the column of each class.
+        text_embeds_norm: [L, D], computed once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        class_names: Sequence[str],
+        *,
+        label_space: Sequence[str] | None = None,
+        templates: Sequence[str] = TEMPLATES,
+        temperature: float = TEMPERATURE,
+        crop: str = "squash",
+        resize: str = "roi_align",
+        preprocess: str = "clip",
+        batch_size: int = 256,
+    ) -> None:
+        self.model, self.temperature, self.batch_size = model, temperature, batch_size
+        self.crop, self.resize, self.preprocess = crop, resize, preprocess
+        self.class_names = tuple(class_names)
+        self.label_space = (*self.class_names, BACKGROUND) if label_space is None else tuple(label_space)
+        self._check_choices(label_space)
+        self.label_columns = np.array(
+            [self.label_space.index(name) for name in self.class_names], dtype=np.int64
+        )
+        self.device = next(model.parameters()).device
+        kernels = (parameter for parameter in model.visual.parameters() if parameter.ndim == 4)
+        self._dtype = next(
+            kernels
+        ).dtype  # every tower begins with a convolution, which fixes the type of the input
+        self.image_size, mean, std, self._interpolation = preprocessing_of(model)
+        released = preprocess == "released"
+        self._mean, self._std = ((0.0,) * 3, (1.0,) * 3) if released else (mean, std)
+        self.text_embeds_norm = self._encode_texts(tokenizer, templates)
+
+    def _check_choices(self, label_space: Sequence[str] | None) -> None:
+        choices = (("crop", CROP_RULES), ("resize", RESIZES), ("preprocess", PREPROCESSINGS))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ParamsError(f"{name} is {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
+        if self.resize == "roi_align" and self.crop != "squash":
+            raise ParamsError(
+                f'crop="{self.crop}" keeps the aspect, which resize="roi_align" cannot: use "bicubic".'
+            )
+        if isinstance(label_space, str):
+            raise ParamsError(
+                f"label_space is {label_space!r}. Expected a list of names, {BACKGROUND!r} last."
+            )
+        names = self.label_space
+        missing = [name for name in self.class_names if name not in names]
+        if missing or len(set(names)) != len(names):
+            raise ParamsError(
+                f"label space {list(names)}: expected each class once; missing: {missing or 'none'}."
+            )
+        if BACKGROUND in names[:-1]:
+            raise ParamsError(f"label space {list(names)}: expected {BACKGROUND!r} as the last name.")
+
+    @torch.inference_mode()
+    def _encode_texts(self, tokenizer, templates: Sequence[str]) -> Tensor:
+        """Mean over the templates of each name's normalised embedding, normalised again: float32 [L, D]."""
+        if not templates or any("{}" not in template for template in templates):
+            raise ParamsError(
+                f"templates are {list(templates)}. Expected texts with {{}} where the name goes."
+            )
+        embeds = []
+        for template in templates:
+            tokens = tokenizer([template.format(name) for name in self.label_space]).to(self.device)
+            embeds.append(nn.functional.normalize(self.model.encode_text(tokens).float(), dim=-1))
+        return nn.functional.normalize(torch.stack(embeds).mean(0), dim=-1)  # [T, L, D] -> [L, D]
+
+    def crops(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Cut boxes out of an image and make them the model's input.
+
+        Args:
+            image: uint8 RGB [3, H, W].
+            boxes: [N, 4], x1, y1, x2, y2 in pixels of the image.
+
+        Returns:
+            float32 [N, 3, h, w] of the model's input size.
+
+        Raises:
+            DataError: If image or boxes have another shape or type, or a box is not finite.
+        """
+        boxes = torch.as_tensor(boxes, dtype=torch.float32)
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise DataError(f"the image is {image.dtype} {tuple(image.shape)}. Expected uint8 RGB [3, H, W].")
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.isfinite().all():
+            raise DataError(
+                f"boxes have shape {tuple(boxes.shape)}, or are not finite. Expected finite [N, 4]."
+            )
+        if self.preprocess == "released":
+            image = image.flip(0)  # RGB -> BGR
+        if self.resize == "bicubic":
+            return self._pil_crops(image, boxes)
+        pixels = image.to(self.device, torch.float32)[None] / 255.0
+        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1).to(self.device)
+        # Sampling ratio 0: as many points in a bin as it has pixels, so that large boxes are averaged, not thinned out.
+        crops = roi_align(pixels, rois, self.image_size, sampling_ratio=0, aligned=True)
+        mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self._mean, self._std))
+        return crops.sub_(mean).div_(std)
+
+    def _pil_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
+        transform = image_transform(
+            self.image_size,
+            is_train=False,
+            mean=self._mean,
+            std=self._std,
+            resize_mode=self.crop,
+            interpolation=self._interpolation,
+        )
+        page = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+        crops = [transform(page.crop(_pixel_box(box, page.width, page.height))) for box in boxes.tolist()]
+        return torch.stack(crops).to(self.device) if crops else torch.empty(0, 3, *self.image_size)
+
+    @torch.inference_mode()
+    def encode_crops(self, crops: Tensor) -> Tensor:
+        """Cosines of crops [N, 3, h, w] with the label space: float32 [N, L]."""
+        image_embeds = self.model.encode_image(crops.to(self._dtype)).float()
+        image_embeds_norm = nn.functional.normalize(image_embeds, dim=-1)
+        return image_embeds_norm @ self.text_embeds_norm.T  # [N, D] @ [D, L] -> [N, L]
+
+    def cosines(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Cosines of the boxes' crops with the label space: float32 [N, L]; arguments as in `crops`."""
+        boxes = torch.as_tensor(boxes, dtype=torch.float32)
+        parts = [
+            self.encode_crops(self.crops(image, part)) for part in boxes.split(self.batch_size) if len(part)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, len(self.label_space), device=self.device)
+
+    def probabilities(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Softmax of temperature * cosine over the label space, background last: float32 [N, L].
+
+        Threshold and class filter are the caller's.
+        """
+        return (self.temperature * self.cosines(image, boxes)).softmax(dim=-1)
+
+
+def _pixel_box(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int]:
+    """The smallest box of whole pixels, at least one, that covers a box within the image."""
+    x1, y1 = min(max(int(box[0]), 0), width - 1), min(max(int(box[1]), 0), height - 1)
+    x2, y2 = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
+    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+
+# ------------------------------------------------------------------------------------------------ stored detections
+
+
+def rescored_rows(
+    detections: Detections, rescored_classes: Sequence[str] | None, score_thresh: float
+) -> np.ndarray:
+    """Which detections CM-CLIP touches: bool [D], a score above the threshold and a class of the list (None: any)."""
+    names = detections.class_names if rescored_classes is None else rescored_classes
+    unknown = [name for name in names if name not in detections.class_names]
+    if unknown:
+        raise DataError(
+            f"class {unknown[0]!r} is no class of the detections ({', '.join(detections.class_names)})."
+        )
+    is_rescored = np.array([name in names for name in detections.class_names], dtype=bool)
+    return (detections.scores > score_thresh) & is_rescored[detections.labels]
+
+
+def encode_detections(
+    detections: Detections,
+    data: DetectionData,
+    clip: CMCLIP,
+    *,
+    score_thresh: float = 0.05,
+    rescored_classes: Sequence[str] | None = None,
+    cache: ImageCache | None = None,
+    desc: str | None = None,
+) -> Similarities:
+    """Compare the crop of every detection that may be re-scored with the label space of `clip`.
+
+    Give `clip` the widest label space of interest: each narrower one is a selection of its columns. Crops of many
+    images share a batch, an image is read once, and equal boxes of an image are encoded once.
+
+    Args:
+        detections: Any detector's; their boxes are in pixels of the images.
+        data: The images they lie in.
+        clip: The CLIP and its label space.
+        score_thresh: Detections at or below it are not encoded.
+        rescored_classes: Names of the classes that are encoded; None for all.
+        cache: Decoded images, for several calls on the same images.
+        desc: What a progress bar over the images is called; None shows none.
+
+    Returns:
+        Cosines whose rows align with `detections`.
+
+    Raises:
+        DataError: If a detection lies in an image that `data` does not have.
+    """
+    records = {record.image_id: record for record in data.images}
+    encoded = rescored_rows(detections, rescored_classes, score_thresh)
+    keys = np.column_stack([detections.image_ids[encoded].astype(np.float64), detections.boxes[encoded]])
+    keys, positions = np.unique(
+        keys, axis=0, return_inverse=True
+    )  # equal boxes of one image once: [U, 5], [n]
+    image_ids = keys[:, 0].astype(np.int64)
+    unknown = sorted(set(image_ids.tolist()) - set(records))
+    if unknown:
+        raise DataError(f"{data.name}: detections in image {unknown[0]}, which the data does not have.")
+    bounds = np.flatnonzero(np.diff(image_ids, prepend=-1, append=-1))
+    spans = [
+        (records[image_ids[start]], keys[start:stop, 1:]) for start, stop in zip(bounds[:-1], bounds[1:])
+    ]
+    steps = spans if desc is None else progress(spans, desc=desc, unit="image")
+    parts = [
+        clip.encode_crops(batch).cpu().numpy()
+        for batch in _shared_batches(steps, clip, cache or ImageCache(0))
+    ]
+    cosines = np.full((len(detections), len(clip.label_space)), np.nan, dtype=np.float32)
+    if parts:
+        cosines[encoded] = np.concatenate(parts)[positions.reshape(-1)]
+    return Similarities(cosines, encoded, clip.label_space)
+
+
+def _shared_batches(spans, clip: CMCLIP, cache: ImageCache) -> Iterator[Tensor]:
+    """Crops of (image record, boxes [n, 4]) in their order, in batches that run across images."""
+    waiting, count = [], 0
+    for record, boxes in spans:
+        image = cache.read(record)
+        for part in torch.from_numpy(boxes.astype(np.float32)).split(clip.batch_size):
+            if count + len(part) > clip.batch_size:
+                yield torch.cat(waiting)
+                waiting, count = [], 0
+            waiting.append(clip.crops(image, part))
+            count += len(part)
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def apply_cm_clip(
+    detections: Detections,
+    similarities: Similarities,
+    *,
+    c: float = 0.7,
+    temperature: float = TEMPERATURE,
+    label_space: Sequence[str],
+    rescored_classes: Sequence[str] | None = None,
+    score_thresh: float = 0.05,
+) -> Detections:
+    """Re-score stored detections from stored cosines: NumPy alone, no model.
+
+    Args:
+        detections: Those that `similarities` was encoded from.
+        similarities: Cosines with a label list that holds `label_space`.
+        c: Weight of the detector's score.
+        temperature: Factor of the cosines.
+        label_space: The names that compete in the softmax; each re-scored class is one of them.
+        rescored_classes: Names of the classes whose detections change; None for all of the detector's.
+        score_thresh: Detections at or below it keep their score.
+
+    Returns:
+        The detections with new scores, in the order of these.
+
+    Raises:
+        DataError: If the two files do not belong together, or a re-scored class has no column.
+    """
+    if len(detections) != len(similarities):
+        raise DataError(
+            f"{len(similarities)} rows of similarities for {len(detections)} detections: not the same run."
+        )
+    rows = rescored_rows(detections, rescored_classes, score_thresh)
+    if (rows & ~similarities.encoded).any():
+        count = int((rows & ~similarities.encoded).sum())
+        raise DataError(
+            f"{count} detections to re-score were not encoded. Encode with a threshold of {score_thresh}."
+        )
+    labels = detections.labels[rows]
+    names = [detections.class_names[label] for label in range(len(detections.class_names))]
+    absent = [names[label] for label in np.unique(labels) if names[label] not in label_space]
+    if absent:
+        raise DataError(
+            f"class {absent[0]!r} is re-scored but stands not in the label space {list(label_space)}."
+        )
+    columns = np.array([label_space.index(name) if name in label_space else -1 for name in names])
+    probs = _softmax(np.float32(temperature) * similarities.columns(label_space)[rows])
+    label_probs = probs[np.arange(len(labels)), columns[labels]]  # [n, L] -> [n]
+    scores = detections.scores.copy()
+    scores[rows] = rescore(scores[rows], label_probs, c=c)
+    return detections.with_scores(scores)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
