@@ -24,7 +24,8 @@ help: ## this list
 	@echo "  variables: PROFILE=$(PROFILE) WORKERS=$(WORKERS) TORCH=$(TORCH) PYTHON=$(PYTHON)"
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) tools/set_up.py --torch $(TORCH)
+	@command -v "$(PYTHON)" >/dev/null || { echo "there is no $(PYTHON); say: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" tools/set_up.py --torch $(TORCH)
 
 ifneq ($(TORCH),$(or $(MADE),$(TORCH)))
 .PHONY: $(STAMP)
@@ -56,7 +57,7 @@ publish: $(STAMP) ## copy tables, figures and records of the profile to results/
 
 doctor: ## check versions, device, disk, folders, optional packages; says what mends each
 	@$(MAKE) -s --no-print-directory setup || true
-	@python=$(VENV); [ -x $$python ] || python=$(PYTHON); $$python -m risf_core.doctor
+	@python=$(VENV); [ -x $$python ] || python="$(PYTHON)"; "$$python" -m risf_core.doctor
 
 strip: $(STAMP) ## remove outputs from notebooks/ before a commit
 	@$(VENV) -m nbconvert --clear-output --inplace notebooks/*.ipynb
