@@ -39,6 +39,15 @@ def test_coco_data_is_split_drawn_and_written(tmp_path):
     assert len(names) == 8 and "few_shot/kshot/seed1/full_box_2shot_cat_trainval.json" in names
 
 
+def test_base_training_has_images_with_base_boxes_alone_and_seeds_draw_anew(tmp_path):
+    params = coco_params(tmp_path, base_classes=["cat"], novel_classes=["person"], num_seeds=8)
+    benchmark = open_benchmark(params)
+    assert (
+        len(benchmark.train) == 6 and len(benchmark.base_train) == benchmark.base_train.counts()["cat"] == 4
+    )
+    assert len({benchmark.few_shot(1, seed).images[0].image_id for seed in range(8)}) > 1
+
+
 def test_few_shot_data_of_both_settings(tmp_path):
     benchmark = open_benchmark(coco_params(tmp_path))
     train = {record.image_id for record in benchmark.train.images}
