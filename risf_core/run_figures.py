@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from risf_core.figures import COLORS, LINES, MARKERS, Drawing, _legend_below, _look, panels, styled
+from risf_core.figure_style import COLORS, LINES, MARKERS, Drawing, legend_below, look_of, panels, styled
 
 SITUATION_TITLES = {
     "p_y": "an object of class y",
@@ -91,7 +91,7 @@ def loss_curves_figure(curves: pd.DataFrame) -> Drawing:
             for name in names:
                 own = curves[(curves["situation"] == situation) & (curves["loss"] == name)]
                 line, points = (own[own["kind"] == kind] for kind in ("closed form", "autograd"))
-                look = _look("loss", name, names)
+                look = look_of("loss", name, names)
                 ax.plot(line["p"], line[what], color=look["color"], linestyle=look["linestyle"])
                 ax.plot(
                     points["p"],
@@ -106,7 +106,7 @@ def loss_curves_figure(curves: pd.DataFrame) -> Drawing:
     axes[0, 0].set_ylabel("loss of one RoI")
     axes[1, 0].set_ylabel("gradient by the logit of y")
     axes[1, 1].set_ylabel("gradient by the logit of k")
-    _legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0])
     caption = (
         "Value and gradient of the losses for one RoI: lines are the closed forms, open markers the code's autograd. "
         "Left: an object of class y, the rest of the probability spread evenly. Right: a RoI labelled background "

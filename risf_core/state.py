@@ -34,12 +34,14 @@ CARRYING = {
     "yaml_files",
 }
 SHOWING = {
+    "figure_style",
     "figures",
     "pictures",
     "plan",
     "publish",
     "run_figures",
     "statistics",
+    "sweep_figures",
     "sweep_tables",
     "table_format",
     "tables",

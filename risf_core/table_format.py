@@ -97,9 +97,9 @@ def to_markdown(display: pd.DataFrame, *, is_padded: bool = True) -> str:
     ]
     rows = [[re.sub(r"\s*\n\s*", " ", cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [
-        max(3, *(len(row[column]) for row in rows)) if is_padded else 3 for column in range(len(rows[0]))
+        max(3, *(len(row[column]) for row in rows)) if is_padded else 0 for column in range(len(rows[0]))
     ]
-    rows.insert(1, ["-" * width for width in widths])
+    rows.insert(1, ["-" * max(3, width) for width in widths])
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows

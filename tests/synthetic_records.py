@@ -164,7 +164,7 @@ def backbones_record(*, seeds=5) -> dict:
     return record("32_clip_backbones", "clip_backbones", rows=rows)
 
 
-def all_records() -> list[dict]:
+def all_records(*, seeds=5) -> list[dict]:
     """Something for every table and figure."""
     base = {"bAP": 52.1, "bAP50": 84.9, "bAP75": 56.0, "recall_novel_at_100": 88.3, "recall_base_at_100": 97.0,
             "pretraining_accuracy": 91.2, "per_class": {"sun": {"AP50": 80.0}}}  # fmt: skip
@@ -175,10 +175,14 @@ def all_records() -> list[dict]:
         })
         for tower, accuracy in (("resnet", 90.2), ("vit", 80.1))
     ]  # fmt: skip
-    sweeps = [ablation_c_record(), ablation_bnrl_record(), backbones_record()]
+    sweeps = [
+        ablation_c_record(seeds=seeds),
+        ablation_bnrl_record(seeds=seeds),
+        backbones_record(seeds=seeds),
+    ]
     return [
         record("10_base_training", "base_training-split1", params={"split": 1}, metrics=base),
         *clips,
-        *fine_tuning_records(),
+        *fine_tuning_records(seeds=seeds),
         *sweeps,
     ]

@@ -1,0 +1,186 @@
+"""The figures of the ablations and of the CLIPs: functions of records, each with a caption that stands alone."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from risf_core.figure_style import (
+    SEEDS_NOTE,
+    Drawing,
+    groups,
+    legend_below,
+    look_of,
+    nothing_yet,
+    panel_title,
+    panels,
+    seed_counts,
+    styled,
+)
+from risf_core.statistics import ordered, sort_cells, summarize_cells
+from risf_core.sweep_tables import (
+    PAPER_C,
+    SENSITIVITY_NOTE,
+    SWEEP_NAMES,
+    backbone_cells,
+    sensitivity_bnrl_cells,
+    sensitivity_c_rows,
+)
+from risf_core.table_format import interval_text
+
+
+@styled
+def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawing:
+    """``metric`` over c, one line for each K, one panel for each label space (column) and arm and loss (row)."""
+    frame = sensitivity_c_rows(records)
+    if frame.empty:
+        return nothing_yet("30_ablation_c")
+    keys = ["split", "arm", "loss"]
+    cells = summarize_cells(frame, [*keys, "label_space", "shots", "c"], metric)
+    rows = list(dict.fromkeys(cells[keys].itertuples(index=False, name=None)))
+    spaces, all_shots = ordered("label_space", cells["label_space"]), ordered("shots", cells["shots"])
+    figure, axes = panels(len(rows), len(spaces), width=3.3, height=2.3, sharex=True, sharey="row")
+    for row_axes, key in zip(axes, rows, strict=True):
+        for ax, space in zip(row_axes, spaces, strict=True):
+            own = cells[(cells[keys] == list(key)).all(axis=1) & (cells["label_space"] == space)]
+            for shots, line in groups(own, ["shots"]):
+                look = look_of("shots", all_shots.index(shots[0]), range(len(all_shots)))
+                ax.errorbar(
+                    line["c"],
+                    line["mean"],
+                    line["half_width"],
+                    capsize=1.5,
+                    elinewidth=0.7,
+                    label=f"K={shots[0]}",
+                    **look,
+                )
+            ax.axvline(PAPER_C, color="black", linestyle=":", linewidth=1.0)
+            ax.annotate(
+                "paper",
+                (PAPER_C, 0.02),
+                xycoords=ax.get_xaxis_transform(),
+                fontsize=7,
+                rotation=90,
+                ha="right",
+            )
+        row_axes[0].set_ylabel(f"{panel_title(cells, key[0], key[1])}, {key[2]}\n{metric} (%)")
+    for ax, space in zip(axes[0], spaces, strict=True):
+        ax.set_title(f"{space}{'' if space == 'novel+background' else ' (extension)'}")
+    for ax in axes[-1]:
+        ax.set_xlabel("c, weight of the detector's score")
+    legend_below(figure, axes[0, 0], columns=6)
+    caption = (
+        f"{metric} over c for each K and label space of CM-CLIP's softmax; c = 1 is the detector alone, the dotted "
+        f"line the paper's c = {PAPER_C}. {seed_counts(cells)} {SENSITIVITY_NOTE}"
+    )
+    return Drawing(figure, caption)
+
+
+@styled
+def beta_omega_figure(records: Sequence[Mapping]) -> Drawing:
+    """Heat maps of nAP50 over beta and the background weight: beta tied or alpha fixed (columns), arms (rows)."""
+    cells = sensitivity_bnrl_cells(records, ["beta_tied", "beta_fixed_alpha"])
+    names = {
+        "background_weight": r"$\omega_{bg}$, weight of the background",
+        "beta": "β, weight of the negative term",
+    }
+    return _heat_maps(cells, "background_weight", "beta", names)
+
+
+@styled
+def gamma_epsilon_figure(records: Sequence[Mapping]) -> Drawing:
+    """Heat maps of nAP50 over gamma and epsilon, one for each arm."""
+    cells = sensitivity_bnrl_cells(records, ["gamma_epsilon"])
+    names = {"epsilon": "ε, exponent of $p_k$", "gamma": "γ, exponent of $1 - p_y$"}
+    return _heat_maps(cells, "epsilon", "gamma", names)
+
+
+def _heat_maps(cells: pd.DataFrame, x: str, y: str, names: Mapping[str, str]) -> Drawing:
+    if cells.empty:
+        return nothing_yet("31_ablation_bnrl")
+    columns = ordered("sweep", cells["sweep"])
+    places = list(dict.fromkeys(cells[["split", "arm", "shots"]].itertuples(index=False, name=None)))
+    if len(columns) == 1:  # arms side by side
+        figure, grid = panels(1, len(places), width=3.2, height=2.6)
+        axes = grid.T
+    else:
+        figure, axes = panels(len(places), len(columns), width=3.2, height=2.6)
+    for row_axes, (split, arm, shots) in zip(axes, places, strict=True):
+        own = cells[(cells["split"] == split) & (cells["arm"] == arm) & (cells["shots"] == shots)]
+        for ax, sweep in zip(row_axes, columns, strict=True):
+            limits = (own["mean"].min(), own["mean"].max())
+            image = _heat_map(ax, own[own["sweep"] == sweep], x, y, limits)
+            title = f"{panel_title(cells, split, arm)}, K={shots}" + (
+                f": {SWEEP_NAMES[sweep]}" if len(columns) > 1 else ""
+            )
+            ax.set(title=title, xlabel=names[x], ylabel=names[y])
+        figure.colorbar(image, ax=list(row_axes), label="nAP50 (%)", shrink=0.9)
+    caption = (
+        "nAP50 (%) of BNRL without re-scoring; the framed cell holds the paper's values (α 0.2, β 0.8, γ 4, ε 1, "
+        f"ω_bg 0.2). Each row of panels has its own colour scale. {seed_counts(cells)} {SENSITIVITY_NOTE}"
+    )
+    return Drawing(figure, caption)
+
+
+def _heat_map(ax: Axes, cells: pd.DataFrame, x: str, y: str, limits: tuple[float, float]):
+    """One heat map with its numbers; returns the image for a colour bar."""
+    values = cells.pivot(index=y, columns=x, values="mean")
+    image = ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=limits[0], vmax=limits[1])
+    middle = sum(limits) / 2
+    for row in cells.itertuples():
+        column, line = values.columns.get_loc(getattr(row, x)), values.index.get_loc(getattr(row, y))
+        color = "white" if row.mean <= middle else "black"
+        at = {"ha": "center", "va": "center", "color": color, "fontsize": 7.5}
+        ax.text(column, line, interval_text(row.mean, row.half_width).replace(" ±", "\n±"), **at)
+        if row.is_paper:
+            frame = {"fill": False, "edgecolor": "#D55E00", "linewidth": 2.5}
+            ax.add_patch(Rectangle((column - 0.46, line - 0.46), 0.92, 0.92, **frame))
+    ax.set_xticks(range(len(values.columns)), [f"{value:g}" for value in values.columns])
+    ax.set_yticks(range(len(values.index)), [f"{value:g}" for value in values.index])
+    ax.grid(False)
+    return image
+
+
+@styled
+def backbones_figure(records: Sequence[Mapping]) -> Drawing:
+    """CM-CLIP's paired gain against the accuracy of its CLIP on novel crops, one panel for each arm."""
+    cells = backbone_cells(records)
+    if cells.empty:
+        return nothing_yet("32_clip_backbones")
+    places = groups(cells, ["split", "arm"])
+    pairs = sort_cells(cells[["loss", "shots"]], ["loss", "shots"])
+    lines = list(dict.fromkeys(pairs.itertuples(index=False, name=None)))
+    figure, axes = panels(1, len(places), width=3.5, height=2.9, sharey=True)
+    for ax, ((split, arm), cell) in zip(axes[0], places, strict=True):
+        for number, (loss, shots) in enumerate(lines):
+            own = cell[(cell["loss"] == loss) & (cell["shots"] == shots)]
+            look = look_of("line", number, range(len(lines)))
+            nudge, look["linestyle"] = 0.9 * (number - (len(lines) - 1) / 2), "none"
+            where, label = own["crop_accuracy"] + nudge, f"{loss}, K={shots}"
+            ax.errorbar(
+                where, own["gain"], own["gain_half_width"], capsize=2, elinewidth=0.9, label=label, **look
+            )
+        for clip, accuracy in dict(zip(cell["clip"], cell["crop_accuracy"], strict=True)).items():
+            ax.axvline(accuracy, color="#aaaaaa", linewidth=0.6, zorder=0.5)
+            at = {
+                "xycoords": ax.get_xaxis_transform(),
+                "rotation": 90,
+                "fontsize": 7.5,
+                "ha": "right",
+                "va": "bottom",
+            }
+            ax.annotate(clip, (accuracy, 0.02), **at)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.margins(x=0.16)
+        ax.set(title=panel_title(cells, split, arm), xlabel="accuracy on novel crops (%)")
+    low, high = axes[0, 0].get_ylim()
+    axes[0, 0].set_ylim(low - 0.4 * (high - low), high)  # room for the names
+    axes[0, 0].set_ylabel("gain of nAP50 (points)")
+    legend_below(figure, axes[0, 0])
+    caption = (
+        "What CM-CLIP (paper setting) adds to nAP50 against its CLIP's top-1 accuracy on ground-truth crops of the "
+        f"novel classes; the same stored detections for every CLIP. {SEEDS_NOTE.replace(' and one CLIP', '')} Each "
+        f"CLIP was trained once. {seed_counts(cells)} Points are moved sideways."
+    )
+    return Drawing(figure, caption)

@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from risf_core.errors import RecordError
+from risf_core.params import FineTuningParams
+from risf_core.publish import (
+    headline,
+    load_records,
+    main,
+    plan_of,
+    publish,
+    readme_table,
+    summary,
+    update_readme,
+)
+from risf_core.run_specs import RunSpec
+from tests.synthetic_records import all_records, fine_tuning_record, fine_tuning_row
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A results folder with records of ce and bnrl."""
+    rows = [
+        fine_tuning_row(
+            seed=seed, loss=loss, rescoring=how, nAP50=50.0 + 2 * (loss == "bnrl") + 6 * (how == "cm_clip")
+        )
+        for seed in (0, 1)
+        for loss in ("ce", "bnrl")
+        for how in ("none", "cm_clip")
+    ]
+    (tmp_path / "records").mkdir()
+    record = fine_tuning_record(rows)
+    (tmp_path / "records" / f"{record['run_id']}.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_headline_has_both_gains_with_their_records():
+    table = headline(all_records(seeds=2)).set_index("quantity")
+    assert table.loc["base model of split 1: bAP50 (%)", "value"] == "84.9"
+    gain = table.loc["CM-CLIP's gain with ce, nAP50, K=5, kshot"]
+    assert gain["n"] == 2 and gain["value"].startswith("+")
+    assert len(table.loc["BNRL's gain over ce, nAP50, mean over K, kshot", "run_ids"]) == 5
+
+
+def test_summary_says_where_everything_lies(folder):
+    text = summary("made_up", load_records(folder / "records"), [], folder)
+    assert "+6.0 ± 0.0 (2/2 up)" in text
+    for name in ("tables", "figures", "runs", "records"):
+        assert str(folder / name) in text
+
+
+def test_published_records_name_no_host_and_old_files_vanish(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("risf_core.publish.write_all", lambda records, folder, plan: None)
+    for name in ("tables", "figures"):
+        (folder / name).mkdir()
+        (folder / name / "new.csv").write_text("x\n")
+    target = tmp_path / "published"
+    (target / "tables").mkdir(parents=True)
+    (target / "tables" / "old.csv").write_text("x\n")
+    publish("made_up", load_records(folder / "records"), [], folder, target)
+    assert sorted(path.name for path in target.rglob("*.csv")) == ["new.csv", "new.csv"]
+    (record,) = (target / "records").iterdir()
+    assert "a-private-host-name" not in record.read_text()
+    assert json.loads(record.read_text())["environment"]["cpu_seconds"] > 0
+
+
+def test_readme_gets_the_table_between_its_markers(folder, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Head\n<!-- results: begin (generated) -->\nold\n<!-- results: end -->\ntail\n")
+    text = readme_table("made_up", load_records(folder / "records"), [])
+    update_readme(readme, text)
+    update_readme(readme, text)  # twice changes nothing more
+    written = readme.read_text()
+    assert "old" not in written and written.count("cannot be compared") == 1 and written.endswith("tail\n")
+    assert "| what | paper | ours | n | difference | command | record | notebook |" in written
+    assert "results/published/made_up/records/" in written
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Head\n")
+    with pytest.raises(RecordError, match="markers"):
+        update_readme(readme, "text")
+
+
+def test_command_line_shows_the_headline_and_fails_in_one_line(folder, capsys):
+    main(["--results", str(folder), "--profile", "made_up", "--show"])
+    assert "CM-CLIP's gain" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["--results", str(folder / "nowhere"), "--profile", "made_up"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unreadable_record_is_named(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(RecordError, match="broken.json"):
+        load_records(tmp_path)
+
+
+def test_the_plan_reads_the_parameters_of_fine_tuning():
+    values = {
+        "profile": "made_up",
+        "base": "params/made_up/10_base_training.yaml",
+        "shots": 2,
+        "seeds": [0, 1, 2],
+    }
+    params = FineTuningParams(**values, losses=["ce"], arms=["kshot", "missing"])
+    run = RunSpec(params=params, file=Path("x.yaml"), overrides={}, notebook=Path("x.ipynb"))
+    plan = plan_of([run])
+    assert plan.expected(1, "fsod", "missing", "ce", "none", 2) == 3
+    assert plan.expected(1, "fsod", "missing", "ce", "cm_clip", 2) == 0  # no CLIP, nothing is re-scored
+    assert plan_of([]) is None

@@ -1,0 +1,82 @@
+import pytest
+
+from risf_core.sweep_tables import (
+    backbones_table,
+    base_training_table,
+    beta_omega_table,
+    cost_table,
+    gamma_epsilon_table,
+    sensitivity_c_table,
+    tiny_clip_table,
+)
+from tests.synthetic_records import (
+    ablation_bnrl_record,
+    ablation_c_record,
+    all_records,
+    backbones_record,
+    fine_tuning_record,
+    fine_tuning_row,
+    record,
+)
+
+
+def test_sensitivity_over_c_says_that_it_is_no_selection():
+    table = sensitivity_c_table([ablation_c_record(seeds=2)])
+    assert "SENSITIVITY, not selection" in table.caption
+    assert "c=0.7 (paper)" in table.display and "c=0" in table.display
+    assert table.display["n"].unique().tolist() == ["2"]
+
+
+def test_bnrl_sweep_marks_the_papers_cell_and_pairs_with_it():
+    data = beta_omega_table([ablation_bnrl_record(seeds=2)]).data
+    paper = data[data["is_paper"]]
+    assert paper[["beta", "background_weight"]].drop_duplicates().values.tolist() == [[0.8, 0.2]]
+    assert paper["difference"].tolist() == [0.0] * 4  # two sweeps, two arms
+    other = data[(data["arm"] == "kshot") & (data["background_weight"] == 1.0)]
+    assert other["difference"].tolist() == pytest.approx([-1.6] * 6)  # the formula: -2 * (1 - 0.2)
+
+
+def test_tied_beta_comes_before_fixed_alpha():
+    display = beta_omega_table([ablation_bnrl_record(seeds=1)]).display
+    assert display["sweep"].drop_duplicates().tolist() == ["β = 1 − α", "α fixed"]
+
+
+def test_gamma_and_epsilon_have_a_table_of_their_own():
+    data = gamma_epsilon_table([ablation_bnrl_record(seeds=1)]).data
+    assert data["sweep"].unique().tolist() == ["gamma_epsilon"]
+    assert len(data) == 12  # 3 gammas x 2 epsilons x 2 arms
+
+
+def test_gain_of_a_clip_is_paired_with_the_fine_tuning_rows_if_it_has_none():
+    rows = [{"clip": "tiny", "crop_accuracy": 90.0, "split": 1, "arm": "kshot", "loss": "ce", "shots": 5, "seed": seed}
+            for seed in (0, 1)]  # fmt: skip
+    clips = record("32_clip_backbones", "clips", rows=[row | {"nAP50": 55.0 + row["seed"]} for row in rows])
+    tuned = fine_tuning_record([fine_tuning_row(seed=seed, nAP50=50.0) for seed in (0, 1)])
+    row = backbones_table([clips, tuned]).data.iloc[0]
+    assert (row["gain"], row["mean"], row["up"]) == (5.5, 55.5, 2)
+
+
+def test_clips_stand_in_the_order_of_their_accuracy():
+    display = backbones_table([backbones_record(seeds=2)]).display
+    assert display["clip"].drop_duplicates().tolist() == ["random", "tiny-vit", "tiny-resnet"]
+
+
+def test_a_clip_with_random_weights_is_marked():
+    clips = backbones_record(seeds=1)
+    clips["rows"] = [row | {"path_only": row["clip"] == "random"} for row in clips["rows"]]
+    assert "random (path only)" in set(backbones_table([clips]).data["clip"])
+
+
+def test_metrics_of_single_trainings_are_listed_with_their_notes():
+    records = all_records(seeds=1)
+    base, clips = base_training_table(records).display, tiny_clip_table(records).display
+    assert base["metric"].iloc[0] == "bAP50" and base["value"].iloc[0] == "84.9"
+    assert "2 of 20 classes share a glyph design with the test scenes" in set(clips["value"])
+
+
+def test_cost_adds_cpu_seconds_and_takes_the_largest_memory():
+    runs = [record("20_fine_tuning", name) for name in "ab"]
+    for run, memory in zip(runs, (700.0, 900.0), strict=True):
+        run["environment"] |= {"cpu_seconds": 100.0, "peak_memory_mib": memory}
+    row = cost_table(runs).display.iloc[0]
+    assert row.tolist() == ["20_fine_tuning", 2, "200", "24", "900"]
