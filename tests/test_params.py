@@ -31,6 +31,7 @@ MINIMAL = {"profile": "mini", "base": "params/mini/10_base_training.yaml"}
 def project(tmp_path, monkeypatch):
     """An empty project; files are written into it with ``project(name, text)``."""
     monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
     def write(name: str, text: str):
         path = tmp_path / name

@@ -104,6 +104,7 @@ def project(tmp_path_factory):
     root = _write_project(tmp_path_factory.mktemp("project"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RISF_ROOT", str(root))
+        patch.chdir(root)
         patch.setenv("MPLBACKEND", "agg")  # must not reach the kernel: figures belong into the notebook
         for name in ("RISF_RUN", "RISF_LOG"):
             patch.delenv(name, raising=False)
@@ -165,8 +166,7 @@ FILE = ("--params", "params/smoke/10_base_training.yaml")
         (("--list", "params/smoke/10_base_training.yaml"), "unknown name 'profile'"),
     ],
 )  # fmt: skip
-def test_wrong_words_are_refused_with_one_line(project, capsys, monkeypatch, words, expected):
-    monkeypatch.chdir(project)
+def test_wrong_words_are_refused_with_one_line(project, capsys, words, expected):
     assert run.main(list(words)) == 2
     shown = capsys.readouterr()
     assert expected in shown.err and shown.err.count("\n") == 1 and shown.out == ""
