@@ -134,6 +134,10 @@ def paired_cells(frame: pd.DataFrame, metric: str, plan: Plan) -> pd.DataFrame:
         for key, group in source.groupby([*PAIR_KEYS, "shots"], sort=False)
         if key[-1] != "all" or len(shots_of[key[:-1]]) > 1
     }
+    if plan.is_known:  # an average over fewer K than wanted is another quantity
+        lacking = {key[:-1] for key in _wanted_pairs(frame, plan) if key not in differences}
+        for key in lacking & {key[:-1] for key in differences if key[-1] == "all"}:
+            differences[(*key, "all")] = pd.Series(dtype=float)
     wanted = {key: pd.Series(dtype=float) for key in _wanted_pairs(frame, plan) if key not in differences}
     rows = []
     for key, values in (differences | wanted).items():

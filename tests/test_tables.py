@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from risf_core.plan import Plan
+from risf_core.statistics import REPRODUCTION
 from risf_core.table_format import escape_latex, number, to_markdown, write_table
 from risf_core.tables import (
     all_tables,
@@ -112,6 +113,28 @@ def test_a_list_of_runs_tells_missing_from_never_asked_for():
     shown = main_table(records, plan=Plan.from_params(runs)).display.set_index("loss")
     assert shown.loc["ce", ["K=1", "K=5"]].tolist() == ["30.0 ± 0.0 (2)", "NO RUN"]
     assert shown.loc["focal", ["K=1", "K=5"]].tolist() == ["–", "NO RUN"]
+
+
+def test_a_mean_over_k_is_not_shown_where_a_wanted_k_is_missing():
+    rows = [
+        fine_tuning_row(shots=k, seed=seed, rescoring=how)
+        for k in (1, 2)
+        for seed in (0, 1)
+        for how in REPRODUCTION
+    ]
+    params = {
+        "split": 1,
+        "setting": "fsod",
+        "arms": ["kshot"],
+        "seeds": [0, 1],
+        "losses": ["ce"],
+        "clip": "tiny",
+    }
+    for shots, shown in (([1, 2], "2/2 up"), ([1, 2, 5], "NO RUN")):
+        display = paired_table(
+            [fine_tuning_record(rows)], plan=Plan.from_params([params | {"shots": shots}])
+        ).display
+        assert shown in display["mean over K"].iloc[0]
 
 
 def test_a_users_loss_appears_with_its_pairs():
