@@ -4,12 +4,12 @@ A wrong name, type or value is refused before a kernel starts (``risf_core.run``
 notebook that is opened by hand. This file imports no torch, so that a refusal takes well under two seconds.
 """
 
-import ast
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from risf_core.errors import ParamsError
+from risf_core.notebook_cells import names_in_parameters_cell
 from risf_core.yaml_files import explain, nearest, project_path
 
 T = TypeVar("T")
@@ -83,7 +83,9 @@ class CocoData(Strictly):
     test_annotations: str | None = Field(None, description="of the test images; null: drawn")
     test_images: str | None = Field(None, description="null: the same as images")
     test_fraction: float = Field(0.5, gt=0, lt=1, description="share of images drawn for testing")
-    drop_invalid: bool = Field(False, description="drop boxes that are impossible, instead of refusing the file")
+    drop_invalid: bool = Field(
+        False, description="drop boxes that are impossible, instead of refusing the file"
+    )
     base_classes: Many[str] | None = Field(None, description="null: all that are not novel")
     novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
     shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested")
@@ -202,7 +204,7 @@ class NotebookParams(Strictly):
         Raises:
             ParamsError: If the cell holds an unknown name, or a value of a wrong type or range.
         """
-        for name in _assigned_in_parameters_cell(namespace, cls.model_fields):
+        for name in names_in_parameters_cell(namespace, cls.model_fields):
             if name not in cls.model_fields:
                 known = nearest(name, cls.model_fields)
                 raise ParamsError(f"{cls.notebook}: unknown parameter {name!r} (nearest: {known!r}).")
@@ -210,31 +212,6 @@ class NotebookParams(Strictly):
             return cls.model_validate({key: namespace[key] for key in cls.model_fields if key in namespace})
         except ValidationError as error:
             raise ParamsError(f"{cls.notebook}: {explain(error, cls)}") from None
-
-
-def _assigned_in_parameters_cell(namespace: dict[str, Any], fields: dict[str, Any]) -> tuple[str, ...]:
-    """Names set by the last cell that only assigns literals, a parameter among them; without IPython, all names."""
-    if "In" not in namespace:
-        return tuple(name for name in namespace if not name.startswith("_"))
-    for source in reversed(namespace["In"]):
-        names = literal_assignments(source)
-        if names and fields.keys() & names.keys():
-            return tuple(name for name in names if name in namespace)
-    return ()
-
-
-def literal_assignments(source: str) -> dict[str, Any] | None:
-    """Names and values of a cell that holds nothing but ``name = literal`` lines, else None."""
-    names: dict[str, Any] = {}
-    try:
-        for node in ast.parse(source).body:
-            target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else None
-            if not isinstance(target, ast.Name):
-                return None
-            names[target.id] = ast.literal_eval(node.value)
-    except (SyntaxError, ValueError, TypeError):
-        return None
-    return names
 
 
 class CheckSetupParams(NotebookParams):

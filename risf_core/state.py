@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from risf_core.errors import DataError, ParamsError
+from risf_core.notebook_cells import code_cells
 from risf_core.params import MODELS, CocoData, NotebookParams
 from risf_core.run_specs import upstream
 from risf_core.yaml_files import project_path, project_root
@@ -24,6 +25,7 @@ CARRYING = {
     "errors",
     "kernel",
     "launcher",
+    "notebook_cells",
     "params",
     "progress",
     "records",
@@ -134,29 +136,6 @@ def code_hash(notebook: Path, *, with_showing: bool = False, package: Path = PAC
         ):  # a module names the file or its folder
             files[relative.as_posix()] = _file_hash(path)
     return digest({"cells": cells, "modules": code, "files": files})
-
-
-def code_cells(notebook: Path, *, parameters: bool = False) -> list[str]:
-    """Sources of a notebook's code cells: those tagged `parameters`, or all others."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        code = [cell for cell in cells if cell["cell_type"] == "code"]
-        tagged = [("parameters" in cell.get("metadata", {}).get("tags", ()), cell["source"]) for cell in code]
-    except FileNotFoundError:
-        raise ParamsError(f"{notebook}: no such notebook; choose from {', '.join(MODELS)}.") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ParamsError(f"{notebook}: not a notebook: {error!r}.") from None
-    sources = ["".join(source) for is_tagged, source in tagged if is_tagged == parameters]
-    return [_without_magics(source, notebook) for source in sources]
-
-
-def _without_magics(source: str, notebook: Path) -> str:
-    kept = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
-    try:
-        ast.parse(kept)
-    except SyntaxError as error:
-        raise ParamsError(f"{notebook}: a code cell is not Python: {error.msg}: {error.text!r}.") from None
-    return kept
 
 
 def normalise(source: str) -> str:
