@@ -37,7 +37,7 @@ reproduce: $(STAMP) ## run every notebook of the profile, then print the result 
 	@$(RUN) -m risf_core.run --list params/$(PROFILE)/runs.yaml --workers $(WORKERS); code=$$?; \
 	 $(RUN) -m risf_core.tables --profile $(PROFILE) --show && exit $$code
 
-smoke: ## the same at smoke size (a minute or two; the numbers mean nothing)
+smoke: ## the same at smoke size (the numbers mean nothing)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
 
 test: $(STAMP) ## the whole test suite (PYTEST_ARGS="-k bnrl" for a part)
