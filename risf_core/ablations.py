@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from risf_core.bnrl import get_loss
+from risf_core.clip_accuracy import crop_accuracy
 from risf_core.clip_models import LoadedClip
 from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names
 from risf_core.data.benchmark import Benchmark, open_benchmark
@@ -22,7 +23,6 @@ from risf_core.fine_tuning import (
 )
 from risf_core.params import AblationBnrlParams, AblationCParams, ClipBackbonesParams, FineTuningParams
 from risf_core.progress import progress
-from risf_core.tiny_clip import crop_accuracy
 
 PAPER_SPACE = "novel+background"
 

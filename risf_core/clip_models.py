@@ -44,7 +44,8 @@ class LoadedClip(NamedTuple):
 
 
 def register_configs() -> None:
-    """Make the project's own model configs (risf-tiny-*) known to open_clip."""
+    """Make the project's own configs (risf-tiny-*) known to open_clip, and to timm the tower that one of them names."""
+    import risf_core.conv_stem_vit  # noqa: F401, it registers itself
     known = set(open_clip.list_models())
     for path in sorted(CONFIGS.glob("*.json")):
         if path.stem not in known:
@@ -76,16 +77,30 @@ def load_clip(
         ParamsError: If open_clip has no such model.
         CheckpointError: If the weights cannot be fetched, read or loaded.
     """
+    tag = None if pretrained is None else str(pretrained)
+    clip = _create(model, tag, device=device, precision=precision, seed=seed, cache_dir=cache_dir)
+    clip.eval().requires_grad_(False)
+    is_random = tag is None and not model.startswith(("local-dir:", "hf-hub:"))
+    if is_random:
+        log.warning("CLIP %s has random weights: its numbers mean nothing.", model)
+    return LoadedClip(clip, open_clip.get_tokenizer(model), _clip_info(clip, model, tag, is_random))
+
+
+def new_clip(model: str, *, seed: int, device: str | torch.device = "cpu") -> tuple[nn.Module, object]:
+    """A CLIP with random weights, drawn from `seed`, in training mode, and its tokenizer; errors as in `load_clip`."""
+    clip = _create(model, None, device=device, precision="fp32", seed=seed, cache_dir=None)
+    return clip.train(), open_clip.get_tokenizer(model)
+
+
+def _create(
+    model: str, tag: str | None, *, device, precision: str, seed: int, cache_dir: str | None
+) -> nn.Module:
     register_configs()
     _check_model_name(model)
-    _check_pretrained(model, pretrained)
-    tag = None if pretrained is None else str(pretrained)
+    _check_pretrained(model, tag)
     downloads = tag is not None and not Path(tag).is_file() or model.startswith("hf-hub:")
-    with (
-        torch.random.fork_rng(devices=[]),
-        _one_voice(),
-        _impatient_hub() if downloads else contextlib.nullcontext(),
-    ):
+    hub = _impatient_hub() if downloads else contextlib.nullcontext()
+    with torch.random.fork_rng(devices=[]), _one_voice(), hub:
         torch.manual_seed(seed)
         try:
             clip, _, _ = open_clip.create_model_and_transforms(
@@ -93,11 +108,7 @@ def load_clip(
             )
         except Exception as error:
             raise CheckpointError(_weights_message(model, tag, cache_dir, error)) from error
-    clip.eval().requires_grad_(False)
-    is_random = tag is None and not model.startswith("local-dir:")
-    if is_random:
-        log.warning("CLIP %s has random weights: its numbers mean nothing.", model)
-    return LoadedClip(clip, open_clip.get_tokenizer(model), _clip_info(clip, model, tag, is_random))
+    return clip
 
 
 @contextlib.contextmanager
@@ -137,17 +148,13 @@ def _check_model_name(model: str) -> None:
         )
 
 
-def _check_pretrained(model: str, pretrained: str | Path | None) -> None:
+def _check_pretrained(model: str, pretrained: str | None) -> None:
     """Refuse what is neither a known tag nor a file before anything is built."""
-    if (
-        pretrained is None
-        or open_clip.get_pretrained_cfg(model, str(pretrained))
-        or Path(pretrained).is_file()
-    ):
+    if pretrained is None or open_clip.get_pretrained_cfg(model, pretrained) or Path(pretrained).is_file():
         return
     tags = open_clip.list_pretrained_tags_by_model(model)
     raise CheckpointError(
-        f"CLIP {model}: {str(pretrained)!r} is no file and no pretrained tag. "
+        f"CLIP {model}: {pretrained!r} is no file and no pretrained tag. "
         f"Expected the path of a checkpoint or one of: {', '.join(tags) or '(this model has no tags)'}."
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from risf_core.errors import ParamsError
-from risf_core.yaml_files import project_path
+from risf_core.runs.yaml_files import project_path
 
 BUILT_IN_LOSSES = ("bnrl", "ce", "ce_bg")
 EXPECTED = (

@@ -1,6 +1,6 @@
 """The figures of the fine-tuning runs: functions of records, each with a caption that stands alone.
 
-Style and saving: :mod:`risf_core.figure_style`. Scenes and detections: :mod:`risf_core.pictures`. Imports no torch.
+Style and saving: `risf_core.report.figure_style`. Scenes and detections: `risf_core.report.pictures`. No torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from risf_core.figure_style import (
+from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
     groups,
@@ -20,15 +20,15 @@ from risf_core.figure_style import (
     seed_counts,
     styled,
 )
-from risf_core.plan import Plan, all_cells
-from risf_core.statistics import REPRODUCTION, fine_tuning_rows, ordered
-from risf_core.sweep_figures import (
+from risf_core.report.plan import Plan, all_cells
+from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered
+from risf_core.report.sweep_figures import (
     backbones_figure,
     beta_omega_figure,
     gamma_epsilon_figure,
     sensitivity_c_figure,
 )
-from risf_core.table_format import interval_text
+from risf_core.report.table_format import interval_text
 from risf_core.tables import CM_CLIP_GAIN, interaction_cells, paired_cells
 
 RESCORED = {"none": "without re-scoring", "cm_clip": "with CM-CLIP"}

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from risf_core.errors import ParamsError
-from risf_core.notebook_cells import names_in_parameters_cell
-from risf_core.yaml_files import explain, nearest, project_path
+from risf_core.runs.notebook_cells import names_in_parameters_cell
+from risf_core.runs.yaml_files import explain, nearest, project_path
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Strict(False)]  # lax here alone: YAML has no tuples; the items stay strict

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from risf_core.environment import describe_environment, package_versions
 from risf_core.errors import ParamsError, RecordError
 from risf_core.params import NotebookParams, RunRef
-from risf_core.run_specs import RunSpec, expand, shown, upstream_refs
-from risf_core.state import (
+from risf_core.runs.environment import describe_environment, package_versions
+from risf_core.runs.run_specs import RunSpec, expand, shown, upstream_refs
+from risf_core.runs.state import (
     data_hash,
     finished_record,
     load_record,
@@ -33,7 +33,7 @@ from risf_core.state import (
     upstream_states,
     why_not_current,
 )
-from risf_core.yaml_files import project_root
+from risf_core.runs.yaml_files import project_root
 
 SCHEMA = 1  # of the record; add one when a key changes its meaning
 logger = logging.getLogger(__name__)
@@ -148,6 +148,7 @@ class Run:
         params: The run's parameters.
         run_id: Its name.
         dir: Folder of its artifacts, which exists.
+        results_dir: Where tables and figures of the profile go; for a run by hand its own folder.
         device: "cpu" or "cuda".
         rows: Rows of its record.
         environment: Further values for the record's environment block, such as times and the precision chosen.
@@ -170,6 +171,7 @@ class Run:
             if token is None
             else results_dir(params.profile) / "records" / f"{self.run_id}.json"
         )
+        self.results_dir = self.dir if token is None else results_dir(params.profile)
         self.rows = Rows(self.dir / "rows.jsonl")
         self.environment: dict[str, Any] = {}
 

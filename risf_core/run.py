@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from risf_core.errors import DataError, ParamsError, RisfError, SplitError
-from risf_core.launcher import Launcher, Node, build_graph, estimate_seconds, to_do
-from risf_core.notebook_cells import code_cells, literal_assignments
-from risf_core.run_specs import RunSpec, load_list, load_run, shown
-from risf_core.state import record_path
-from risf_core.yaml_files import nearest, parse_yaml
+from risf_core.runs.launcher import Launcher, Node, build_graph, estimate_seconds, to_do
+from risf_core.runs.notebook_cells import code_cells, literal_assignments
+from risf_core.runs.run_specs import RunSpec, load_list, load_run, shown
+from risf_core.runs.state import record_path
+from risf_core.runs.yaml_files import nearest, parse_yaml
 
 USAGE = """python -m risf_core.run NOTEBOOK --params FILE [-p NAME VALUE]... [--with-upstream] [--force]
        python -m risf_core.run --list FILE [--workers N] [--dry-run] [--force]"""

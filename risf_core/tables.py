@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from risf_core.plan import Plan, all_cells
-from risf_core.statistics import (
+from risf_core.report.plan import Plan, all_cells
+from risf_core.report.statistics import (
     LOSSES,
     REPRODUCTION,
     fine_tuning_rows,
@@ -22,7 +22,7 @@ from risf_core.statistics import (
     student_interval,
     summarize_cells,
 )
-from risf_core.sweep_tables import (
+from risf_core.report.sweep_tables import (
     backbones_table,
     base_training_table,
     beta_omega_table,
@@ -31,7 +31,7 @@ from risf_core.sweep_tables import (
     sensitivity_c_table,
     tiny_clip_table,
 )
-from risf_core.table_format import Table, cell_text, difference_text, interval_text, readable, spread
+from risf_core.report.table_format import Table, cell_text, difference_text, interval_text, readable, spread
 
 CM_CLIP_GAIN = "CM-CLIP − none"
 ROW_KEYS = ["split", "setting", "arm", "loss", "variant", "rescoring"]
@@ -320,6 +320,6 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
 
 
 if __name__ == "__main__":
-    from risf_core.publish import main
+    from risf_core.report.publish import main
 
     main()

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from risf_core.figure_style import COLORS, save_figure
 from risf_core.figures import all_figures, interaction_figure, main_figure, paired_figure
-from risf_core.run_figures import confusion_figure, loss_curves_figure, training_figure
-from risf_core.sweep_figures import beta_omega_figure
+from risf_core.report.figure_style import COLORS, save_figure
+from risf_core.report.run_figures import confusion_figure, loss_curves_figure, training_figure
+from risf_core.report.sweep_figures import beta_omega_figure
 from tests.synthetic_records import (
     ablation_bnrl_record,
     fine_tuning_record,

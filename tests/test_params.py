@@ -20,9 +20,9 @@ from risf_core.params import (
     RunRef,
     TinyClipParams,
 )
-from risf_core.run_specs import expand, load_list, load_run, upstream
-from risf_core.state import run_id
-from risf_core.yaml_files import parse_yaml, unflatten
+from risf_core.runs.run_specs import expand, load_list, load_run, upstream
+from risf_core.runs.state import run_id
+from risf_core.runs.yaml_files import parse_yaml, unflatten
 
 MINIMAL = {"profile": "mini", "base": "params/mini/10_base_training.yaml"}
 

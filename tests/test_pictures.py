@@ -8,7 +8,7 @@ from PIL import Image
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError
-from risf_core.pictures import (
+from risf_core.report.pictures import (
     before_after_figure,
     box_iou,
     class_row,

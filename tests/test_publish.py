@@ -5,7 +5,7 @@ import pytest
 
 from risf_core.errors import RecordError
 from risf_core.params import FineTuningParams
-from risf_core.publish import (
+from risf_core.report.publish import (
     headline,
     load_records,
     main,
@@ -15,7 +15,7 @@ from risf_core.publish import (
     summary,
     update_readme,
 )
-from risf_core.run_specs import RunSpec
+from risf_core.runs.run_specs import RunSpec
 from tests.synthetic_records import all_records, fine_tuning_record, fine_tuning_row
 
 
@@ -52,7 +52,7 @@ def test_summary_says_where_everything_lies(folder):
 
 
 def test_published_records_name_no_host_and_old_files_vanish(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("risf_core.publish.write_all", lambda records, folder, plan: None)
+    monkeypatch.setattr("risf_core.report.publish.write_all", lambda records, folder, plan: None)
     for name in ("tables", "figures"):
         (folder / name).mkdir()
         (folder / name / "new.csv").write_text("x\n")

@@ -7,10 +7,11 @@ import random
 import numpy as np
 import pytest
 
-from risf_core import records, state
+from risf_core import records
 from risf_core.errors import ParamsError, RecordError
 from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams
 from risf_core.records import Rows, plain, read_records, start_run
+from risf_core.runs import state
 from tests.notebook_files import write_notebook
 
 PARAMS = CheckSetupParams(profile="smoke", seed=3)

@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from risf_core import launcher, run, state
-from risf_core.launcher import build_graph, estimate_seconds, to_do
 from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
-from risf_core.run_specs import load_list, load_run
+from risf_core import run
+from risf_core.runs import launcher, state
+from risf_core.runs.launcher import build_graph, estimate_seconds, to_do
+from risf_core.runs.run_specs import load_list, load_run
 from tests.notebook_files import write_notebook
 
 NO_TORCH = """
@@ -314,7 +315,7 @@ def test_the_runs_stop_with_the_make_that_called_them(project, monkeypatch, tmp_
     with pytest.raises(KeyboardInterrupt):
         at_work.work()
     assert not at_work.running and len(at_work.waiting) == 1
-    code = "from risf_core.launcher import _calling_make; print(_calling_make().pid)"
+    code = "from risf_core.runs.launcher import _calling_make; print(_calling_make().pid)"
     (tmp_path / "Makefile").write_text(f"it:\n\t@cd / && {sys.executable} -c '{code}'\n")
     make = subprocess.Popen(
         ["make", "-C", str(tmp_path)], env=_environment(), stdout=subprocess.PIPE, text=True

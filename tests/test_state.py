@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from risf_core import state
 from risf_core.errors import DataError, ParamsError
 from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
+from risf_core.runs import state
 from tests.notebook_files import write_notebook
 
 MODULES = {

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from risf_core.errors import RecordError
-from risf_core.statistics import (
+from risf_core.report.statistics import (
     fine_tuning_rows,
     interactions,
     mean_over_shots,

@@ -1,6 +1,6 @@
 import pytest
 
-from risf_core.sweep_tables import (
+from risf_core.report.sweep_tables import (
     backbones_table,
     base_training_table,
     beta_omega_table,

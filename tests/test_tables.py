@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from risf_core.plan import Plan
-from risf_core.statistics import REPRODUCTION
-from risf_core.table_format import escape_latex, number, to_markdown, write_table
+from risf_core.report.plan import Plan
+from risf_core.report.statistics import REPRODUCTION
+from risf_core.report.table_format import escape_latex, number, to_markdown, write_table
 from risf_core.tables import (
     all_tables,
     gfsod_table,

@@ -22,7 +22,7 @@ from risf_core.data.few_shot import draw_few_shot, file_label, load_few_shot, wr
 from risf_core.data.image_split import split_images
 from risf_core.data.loader import check_images
 from risf_core.errors import DataError, SplitError
-from risf_core.yaml_files import project_path
+from risf_core.runs.yaml_files import project_path
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ from risf_core.data.shots import ARMS, base_classes, write_shots
 from risf_core.errors import DataError
 from risf_core.params import PictogramData
 from risf_core.progress import progress
-from risf_core.yaml_files import project_path
+from risf_core.runs.yaml_files import project_path
 
 logger = logging.getLogger(__name__)
 

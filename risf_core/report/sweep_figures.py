@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from risf_core.figure_style import (
+from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
     groups,
@@ -18,8 +18,8 @@ from risf_core.figure_style import (
     seed_counts,
     styled,
 )
-from risf_core.statistics import ordered, sort_cells, summarize_cells
-from risf_core.sweep_tables import (
+from risf_core.report.statistics import ordered, sort_cells, summarize_cells
+from risf_core.report.sweep_tables import (
     PAPER_C,
     SENSITIVITY_NOTE,
     SWEEP_NAMES,
@@ -27,7 +27,7 @@ from risf_core.sweep_tables import (
     sensitivity_bnrl_cells,
     sensitivity_c_rows,
 )
-from risf_core.table_format import interval_text
+from risf_core.report.table_format import interval_text
 
 
 @styled

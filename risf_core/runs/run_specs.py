@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from risf_core.errors import ParamsError
 from risf_core.params import MODELS, NotebookParams, RunRef
-from risf_core.yaml_files import (
+from risf_core.runs.yaml_files import (
     describe,
     explain,
     merge,

@@ -36,7 +36,7 @@ def project_root() -> Path:
     """Folder of params/, notebooks/, data/ and results/: $RISF_ROOT, else this repository or the cwd."""
     if root := os.environ.get("RISF_ROOT"):
         return Path(os.path.abspath(root))
-    repository = Path(__file__).resolve().parents[1]
+    repository = Path(__file__).resolve().parents[2]
     return repository if (repository / "notebooks").is_dir() else Path.cwd()
 
 

@@ -5,7 +5,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from risf_core.figure_style import COLORS, LINES, MARKERS, Drawing, legend_below, look_of, panels, styled
+from risf_core.report.figure_style import (
+    COLORS,
+    LINES,
+    MARKERS,
+    Drawing,
+    legend_below,
+    look_of,
+    panels,
+    styled,
+)
 
 SITUATION_TITLES = {
     "p_y": "an object of class y",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from risf_core.statistics import (
+from risf_core.report.statistics import (
     drop_repeats,
     fine_tuning_rows,
     notebook_of,
@@ -15,7 +15,7 @@ from risf_core.statistics import (
     student_interval,
     summarize_cells,
 )
-from risf_core.table_format import Table, interval_text, number, readable, spread
+from risf_core.report.table_format import Table, interval_text, number, readable, spread
 
 PAPER_C = 0.7  # RISF's released configuration, CMCLIP_ALPHA
 PAPER_BNRL = {

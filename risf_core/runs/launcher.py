@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 
 from risf_core.params import NotebookParams
-from risf_core.run_specs import RunSpec, shown, upstream
-from risf_core.state import finished_record, load_record, results_dir, run_id
-from risf_core.worker import DONE, WAS_DONE, notebook_output
-from risf_core.yaml_files import project_root
+from risf_core.runs.run_specs import RunSpec, shown, upstream
+from risf_core.runs.state import finished_record, load_record, results_dir, run_id
+from risf_core.runs.worker import DONE, WAS_DONE, notebook_output
+from risf_core.runs.yaml_files import project_root
 
 EVERY = 30.0  # seconds between lines where no bar is shown
 BAR = "{percentage:3.0f}% {bar:12} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}"
@@ -181,7 +181,7 @@ class Launcher:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {node.spec.command}\n")
             log.flush()
             node.process = subprocess.Popen(
-                [sys.executable, "-m", "risf_core.worker"],
+                [sys.executable, "-m", "risf_core.runs.worker"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

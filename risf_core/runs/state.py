@@ -12,42 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from risf_core.errors import DataError, ParamsError
-from risf_core.notebook_cells import code_cells
 from risf_core.params import MODELS, CocoData, NotebookParams
-from risf_core.run_specs import upstream
-from risf_core.yaml_files import project_path, project_root
+from risf_core.runs.notebook_cells import code_cells
+from risf_core.runs.run_specs import upstream
+from risf_core.runs.yaml_files import project_path, project_root
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # Modules that change no number: some carry runs, some show results (only a run that reads records depends on those).
-CARRYING = {
-    "doctor",
-    "environment",
-    "errors",
-    "kernel",
-    "launcher",
-    "notebook_cells",
-    "params",
-    "progress",
-    "records",
-    "run",
-    "run_specs",
-    "state",
-    "worker",
-    "yaml_files",
-}
-SHOWING = {
-    "figure_style",
-    "figures",
-    "pictures",
-    "plan",
-    "publish",
-    "run_figures",
-    "statistics",
-    "sweep_figures",
-    "sweep_tables",
-    "table_format",
-    "tables",
-}
+CARRYING = {"doctor", "errors", "params", "progress", "records", "run", "runs"}
+SHOWING = {"figures", "report", "tables"}
 
 
 def digest(value: Any) -> str:

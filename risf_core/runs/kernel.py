@@ -1,6 +1,6 @@
 """The kernel of a launched notebook: IPython's own, but it dies with the worker that started it.
 
-``python -m risf_core.kernel -f CONNECTION_FILE``
+``python -m risf_core.runs.kernel -f CONNECTION_FILE``
 """
 
 import ctypes

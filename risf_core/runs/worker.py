@@ -1,6 +1,6 @@
 """A worker: a process that executes one notebook, and takes its kernel with it when it dies.
 
-Started by the launcher as ``python -m risf_core.worker`` with the run as JSON on its standard input.
+Started by the launcher as ``python -m risf_core.runs.worker`` with the run as JSON on its standard input.
 """
 
 import fcntl
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from risf_core.errors import RisfError
-from risf_core.kernel import die_with_parent
 from risf_core.params import MODELS, NotebookParams
 from risf_core.progress import log_line
 from risf_core.records import artifacts_dir
-from risf_core.state import finished_record, record_path, results_dir, run_id, state_hash
-from risf_core.yaml_files import project_root
+from risf_core.runs.kernel import die_with_parent
+from risf_core.runs.state import finished_record, record_path, results_dir, run_id, state_hash
+from risf_core.runs.yaml_files import project_root
 
 DONE, FAILED, WAS_DONE = 0, 1, 3  # exit codes
 
@@ -108,12 +108,12 @@ def _execute(params: NotebookParams, notebook: Path) -> None:
 
 def _own_jupyter(folder: Path) -> None:
     """Have kernels started by this very interpreter, whatever kernels and start-up files the user has."""
-    package_root = str(Path(__file__).resolve().parents[1])
+    package_root = str(Path(__file__).resolve().parents[2])
     kernel = {
         "argv": [
             sys.executable,
             "-m",
-            "risf_core.kernel",
+            "risf_core.runs.kernel",
             "--HistoryManager.enabled=False",
             "--log-level=ERROR",
             "-f",

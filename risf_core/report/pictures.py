@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError
-from risf_core.figure_style import Drawing, panels, styled
+from risf_core.report.figure_style import Drawing, panels, styled
 
 # Every kind of box differs in colour and in line: colour and dashes.
 BOX_LOOKS = {

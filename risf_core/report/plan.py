@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from risf_core.statistics import REPRODUCTION, short_loss_names, sort_cells, summarize_cells
+from risf_core.report.statistics import REPRODUCTION, short_loss_names, sort_cells, summarize_cells
 
 PLAN_KEYS = ("split", "setting", "arm", "loss", "rescoring", "shots")
 

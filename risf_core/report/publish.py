@@ -15,14 +15,14 @@ from pathlib import Path
 import pandas as pd
 
 from risf_core.errors import RecordError, RisfError
-from risf_core.plan import Plan
 from risf_core.records import read_records
-from risf_core.run_specs import RunSpec, load_list
-from risf_core.state import results_dir, run_id
-from risf_core.statistics import fine_tuning_rows, notebook_of, rows_of, student_interval
-from risf_core.table_format import interval_text, number, to_markdown
+from risf_core.report.plan import Plan
+from risf_core.report.statistics import fine_tuning_rows, notebook_of, rows_of, student_interval
+from risf_core.report.table_format import interval_text, number, to_markdown
+from risf_core.runs.run_specs import RunSpec, load_list
+from risf_core.runs.state import results_dir, run_id
+from risf_core.runs.yaml_files import project_root
 from risf_core.tables import CM_CLIP_GAIN, all_tables, interaction_cells, paired_cells
-from risf_core.yaml_files import project_root
 
 logger = logging.getLogger(__name__)
 HEADLINE_SHOTS = 5  # of the reported cells; the nearest K of the records where it was not run
