@@ -46,6 +46,7 @@ class LoadedClip(NamedTuple):
 def register_configs() -> None:
     """Make the project's own configs (risf-tiny-*) known to open_clip, and to timm the tower that one of them names."""
     import risf_core.conv_stem_vit  # noqa: F401, it registers itself
+
     known = set(open_clip.list_models())
     for path in sorted(CONFIGS.glob("*.json")):
         if path.stem not in known:
