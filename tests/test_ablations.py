@@ -1,0 +1,106 @@
+"""The points of the sweeps over BNRL's hyper-parameters, and the sweep over c on stored files."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from risf_core import ablations
+from risf_core.data.dataset import DetectionData, ImageRecord
+from risf_core.detections import Detections, Similarities
+from risf_core.errors import ParamsError
+from risf_core.params import AblationBnrlParams, AblationCParams, FineTuningParams, PictogramData
+
+DATA = PictogramData(shots=(1, 5))
+
+
+def test_sweeps_tie_beta_or_fix_alpha_and_hold_the_paper_point():
+    params = AblationBnrlParams(
+        profile="t", base="x.yaml", data=DATA, alphas=(0.2, 0.8), betas=(0.2, 0.8, 1.6)
+    )
+    points = ablations.bnrl_sweeps(params)
+    tied = [point for point in points if point["sweep"] == "beta_tied"]
+    alone = [point for point in points if point["sweep"] == "beta_fixed_alpha"]
+    assert all(point["alpha"] + point["beta"] == pytest.approx(1) for point in tied)
+    assert {point["alpha"] for point in alone} == {0.2} and {point["beta"] for point in alone} == {
+        0.2,
+        0.8,
+        1.6,
+    }
+    assert len(tied) == 2 * len(params.background_weights) and len(alone) == 3 * len(
+        params.background_weights
+    )
+    paper = {"alpha": 0.2, "beta": 0.8, "gamma": 4.0, "epsilon": 1.0, "background_weight": 0.2}
+    for sweep in ("beta_tied", "beta_fixed_alpha", "gamma_epsilon"):
+        assert paper | {"sweep": sweep} in points
+    assert len({tuple(sorted(point.items())) for point in points}) == len(points)
+
+
+class _Rows:
+    def __init__(self):
+        self.rows = {}
+
+    def done(self, **key):
+        return tuple(sorted(key.items())) in self.rows
+
+    def add(self, key, values):
+        assert not self.done(**key)
+        self.rows[tuple(sorted(key.items()))] = key | values
+
+    def as_list(self):
+        return list(self.rows.values())
+
+
+@pytest.fixture
+def stored_run(tmp_path, monkeypatch):
+    """One stored cell: two boxes of one image; CLIP prefers the right one, the detector the wrong one."""
+    truth = np.array([[0.0, 0.0, 10.0, 10.0]], dtype=np.float32)
+    record = ImageRecord(
+        1, tmp_path / "1.png", 64, 64, truth, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
+    )
+    test = DetectionData("t", ("queen", "king"), (1, 2), (record,))
+    found = Detections(
+        image_ids=[1, 1],
+        boxes=[[40, 40, 60, 60], [0, 0, 10, 10]],
+        scores=[0.9, 0.5],
+        labels=[0, 0],
+        class_scores=[[0.9, 0.1], [0.5, 0.5]],
+        proposals=[0, 1],
+        class_names=("queen",),
+    )
+    cosines = np.array([[0.0, 0.0, 0.3], [0.3, 0.0, 0.0]])  # queen, king, background
+    found.save(tmp_path / "detections" / "seed0-kshot-ce.npz")
+    Similarities(cosines, np.ones(2, bool), ("queen", "king", "background")).save(
+        tmp_path / "similarities" / "seed0-kshot-ce.npz"
+    )
+    benchmark = SimpleNamespace(novel_names=("queen",), base_names=("king",), test=test)
+    monkeypatch.setattr(ablations, "open_benchmark", lambda data, split: benchmark)
+    tuned = FineTuningParams(profile="t", base="x.yaml", data=DATA)
+    key = {"split": 1, "shots": 5, "seed": 0, "loss": "ce", "arm": "kshot", "setting": "fsod"}
+    rows = [
+        key | {"rescoring": "none"},
+        key | {"rescoring": "cm_clip"},
+        key | {"seed": 1, "rescoring": "none"},
+    ]
+    upstream = SimpleNamespace(
+        dir=tmp_path, run_id="r", record={"params": tuned.model_dump(mode="json"), "rows": rows}
+    )
+    return SimpleNamespace(upstreams=lambda name: [upstream], rows=_Rows()), upstream
+
+
+def test_c_sweep_runs_from_stored_files_alone(stored_run):
+    run, _ = stored_run
+    params = AblationCParams(profile="t", fine_tuning=["x.yaml"], c=(0.0, 1.0), seeds=(0,))
+    rows = {(row["label_space"], row["c"]): row["nAP50"] for row in ablations.ablate_c(params, run)}
+    assert len(rows) == 4
+    for space in params.label_spaces:
+        assert rows[space, 1.0] == pytest.approx(50.0)  # the detector ranks the false positive first
+        assert rows[space, 0.0] == pytest.approx(100.0)  # CLIP alone ranks it last
+    assert len(ablations.ablate_c(params, run)) == 4  # a second call finds all rows there
+
+
+def test_sweeps_refuse_gfsod_runs(stored_run):
+    run, upstream = stored_run
+    upstream.record["params"]["setting"] = "gfsod"
+    with pytest.raises(ParamsError, match="over the setting fsod"):
+        ablations.ablate_c(AblationCParams(profile="t", fine_tuning=["x.yaml"]), run)

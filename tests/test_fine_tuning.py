@@ -1,0 +1,154 @@
+"""Fine-tuning of a tiny base model on a tiny world: settings, cache, rows, resuming."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from risf_core import fine_tuning
+from risf_core.base_training import evaluate_base_model, proposals_by_image, train_base_model
+from risf_core.bnrl import get_loss
+from risf_core.data.benchmark import open_benchmark
+from risf_core.errors import ParamsError
+from risf_core.head_training import extract_region_features
+from risf_core.params import BaseTrainingParams, FineTuningParams, PictogramData, SolverParams
+from risf_core.runs.state import digest
+
+from .detector.conftest import TINY
+from .test_ablations import _Rows
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A base model trained for a few steps on a tiny world, as an upstream run."""
+    root = tmp_path_factory.mktemp("world")
+    data = PictogramData(
+        root=str(root),
+        image_size=64,
+        num_base_images=90,
+        num_test_images=16,
+        num_classification=100,
+        num_corpus=100,
+        few_shot_seeds=1,
+        shots=(1, 2),
+    )
+    solver = SolverParams(iterations=4, batch_size=4)
+    params = BaseTrainingParams(profile="t", data=data, detector=TINY, pretraining=solver, solver=solver)
+    folder = tmp_path_factory.mktemp("base")
+    run = SimpleNamespace(dir=folder, device="cpu")
+    metrics = train_base_model(params, run)
+    record = {"params": params.model_dump(mode="json"), "metrics": metrics, "state_hash": digest("base")}
+    return SimpleNamespace(dir=folder, record=record, run_id="base", data=data)
+
+
+def _run(base, folder):
+    return SimpleNamespace(upstream=lambda name: base, dir=folder, device="cpu", rows=_Rows())
+
+
+def _params(base, **changes):
+    solver = SolverParams(iterations=6, batch_size=2, precision="fp32")
+    values = {
+        "profile": "t",
+        "data": base.data,
+        "base": "x.yaml",
+        "shots": 2,
+        "seeds": (0,),
+        "solver": solver,
+    }
+    return FineTuningParams(**(values | {"head": {"num_proposals": 20, "roi_batch": 8}} | changes))
+
+
+def test_base_training_reports_ap_recall_and_curves(base):
+    metrics = base.record["metrics"]
+    assert 0 <= metrics["bAP50"] <= 100 and 0 <= metrics["pretraining_accuracy"] <= 100
+    assert 0 <= metrics["recall_novel_at_100"] <= 100 and len(metrics["per_class"]) == 15
+    assert metrics["curve"][-1]["iteration"] == 4 and (base.dir / "model.pth").exists()
+
+
+def test_a_second_base_training_goes_on_from_its_checkpoint(base):
+    params = BaseTrainingParams.model_validate(base.record["params"])
+    again = train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu"))
+    assert again["bAP50"] == base.record["metrics"]["bAP50"]  # nothing was left to train
+
+
+def test_pretraining_needs_pictograms(base, monkeypatch):
+    from risf_core import base_training
+
+    params = BaseTrainingParams.model_validate(base.record["params"]).model_copy(update={"data": object()})
+    monkeypatch.setattr(
+        base_training, "open_benchmark", lambda *a, **k: SimpleNamespace(base_names=("a", "b"))
+    )
+    with pytest.raises(ParamsError, match="pretraining: null"):
+        train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu"))
+
+
+def test_settings_choose_classes_and_head(base, tmp_path):
+    fsod = fine_tuning.open_context(_params(base), _run(base, tmp_path))
+    gfsod = fine_tuning.open_context(_params(base, setting="gfsod"), _run(base, tmp_path))
+    assert fsod.class_names == fsod.benchmark.novel_names and list(fsod.groups()) == ["novel"]
+    assert gfsod.class_names == (*fsod.benchmark.base_names, *fsod.benchmark.novel_names)
+    loss = get_loss("ce")
+    head = "roi_heads.box_predictor.cls_score.weight"
+    assert fsod.detector(0, loss).state_dict()[head].shape[0] == 6
+    widened = gfsod.detector(0, loss).state_dict()[head]
+    assert torch.equal(widened[:15], gfsod.state[head][:15]) and torch.equal(
+        widened[20], gfsod.state[head][15]
+    )
+    assert torch.equal(fsod.detector(1, loss).state_dict()[head], fsod.detector(1, loss).state_dict()[head])
+    assert not torch.equal(
+        fsod.detector(0, loss).state_dict()[head], fsod.detector(1, loss).state_dict()[head]
+    )
+    assert set(gfsod.few_shot(0, "kshot").counts().values()) == {2}
+
+
+def test_cached_and_whole_fine_tuning_detect_the_same(base, tmp_path):
+    context = fine_tuning.open_context(_params(base), _run(base, tmp_path))
+    loss = get_loss("bnrl")
+    cached, curve = fine_tuning.fine_tune(context, loss, seed=0, arm="kshot")
+    whole, whole_curve = fine_tuning.fine_tune(context, loss, seed=0, arm="kshot", cached=False)
+    assert curve[-1]["loss"] == pytest.approx(whole_curve[-1]["loss"], rel=1e-3)
+    assert len(cached) == len(whole) > 0
+    assert np.allclose(np.sort(cached.scores), np.sort(whole.scores), atol=1e-4)
+
+
+def test_grid_writes_rows_and_files_and_goes_on_where_it_was_killed(base, tmp_path, monkeypatch):
+    params = _params(base, losses=("ce", "bnrl"))
+    undisturbed = fine_tuning.fine_tuning_grid(params, _run(base, tmp_path / "a"))
+    assert [(row["loss"], row["rescoring"]) for row in undisturbed] == [("ce", "none"), ("bnrl", "none")]
+    assert all(0 <= row["nAP50"] <= 100 and len(row["per_class"]) == 5 for row in undisturbed)
+    run, real, calls = _run(base, tmp_path / "b"), fine_tuning.fine_tune, []
+
+    def killed_in_the_second_cell(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(fine_tuning, "fine_tune", killed_in_the_second_cell)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuning.fine_tuning_grid(params, run)
+    assert fine_tuning.fine_tuning_grid(params, run) == undisturbed
+    assert len(calls) == 3  # the first cell was not repeated
+
+
+def test_two_losses_of_one_name_are_refused(base, tmp_path):
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("def mine(logits, labels):\n    return (logits**2).mean()\n")
+    params = _params(base, losses=(f"{tmp_path}/a.py:mine", f"{tmp_path}/b.py:mine"))
+    with pytest.raises(ParamsError, match="share a name"):
+        fine_tuning.fine_tuning_grid(params, _run(base, tmp_path))
+
+
+def test_proposals_are_scaled_to_original_pixels(base):
+    detector_params = BaseTrainingParams.model_validate(base.record["params"]).detector
+    from risf_core.detector.faster_rcnn import FasterRCNN
+
+    torch.manual_seed(0)
+    detector = FasterRCNN(detector_params.model_copy(update={"min_size": (128,)}), 15)
+    benchmark = open_benchmark(base.data, split=1)
+    regions = extract_region_features(detector, benchmark.test, training=False)
+    boxes = proposals_by_image(regions)
+    assert set(boxes) == {image.image_id for image in benchmark.test.images}
+    assert max(box.max() for box in boxes.values()) <= 64 + 1e-3 and regions.boxes.max() > 64
+    assert 0 <= evaluate_base_model(detector, benchmark)["bAP"] <= 100
