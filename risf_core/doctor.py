@@ -27,7 +27,6 @@ GIB = 2**30
 OPTIONAL_PACKAGES = {
     "detectron2": "second detector back end: conda-forge, see environment.yml",
     "faster-coco-eval": "faster COCO evaluation: pip install faster-coco-eval",
-    "timm": "timm towers in open_clip: pip install timm",
 }
 # Run by the probe process. Prints one JSON line; the timing is a convolution on one thread, best of 5.
 TORCH_PROBE = """
