@@ -15,9 +15,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.ops import roi_align
 
-from risf_core.clip_models import new_clip, preprocessing_of
+from risf_core.clip_accuracy import crop_accuracy, photo_accuracy, split_by_design
+from risf_core.clip_models import LoadedClip, load_clip, new_clip, preprocessing_of
+from risf_core.data.coco import load_coco
+from risf_core.data.glyphs import CLASSES, CONCEPTS, SPLITS
 from risf_core.data.loader import image_order
-from risf_core.errors import DataError, RisfError
+from risf_core.data.world import build_world
+from risf_core.errors import DataError, ParamsError, RisfError
 from risf_core.precision import resolve_precision
 from risf_core.progress import progress
 
@@ -39,10 +43,29 @@ LOW_RES_GROUPS = 4  # parts of a batch that share a low resolution
 ZOOM_INSET = (-0.04, 0.20)  # of the side, drawn for each edge of the view; below 0 is the whole side
 
 
+def train_and_score(params: "TinyClipParams", run: "Run") -> dict:
+    """Train the CLIP of a run, save it as ``run.dir/clip.pt``, and measure it.
+
+    Returns:
+        ``parameters`` (of the image tower), the results of `score_clip` and the loss ``curve``.
+
+    Raises:
+        ParamsError: If the data are not the pictogram world, the only source with a captioned corpus.
+    """
+    if params.data.source != "pictograms":
+        raise ParamsError(
+            f"a tiny CLIP needs the captioned corpus of source pictograms, not {params.data.source!r}."
+        )
+    world = build_world(params.data)
+    path, curve = train_tiny_clip(params, world, run)
+    clip = load_clip(params.tower, path, device=run.device)
+    return {"parameters": clip.info.num_parameters, **score_clip(clip, world, params.splits), "curve": curve}
+
+
 def train_tiny_clip(
     params: "TinyClipParams", world: "World", run: "Run"
 ) -> tuple[Path, list[dict[str, float]]]:
-    """Train the CLIP of a run on its world's corpus, but for the photos held out, and save it in ``run.dir``.
+    """Train on a world's corpus, but for the photos held out, and save the state dict in ``run.dir``.
 
     Returns:
         The checkpoint, which ``open_clip.create_model_and_transforms(params.tower, pretrained=path)`` loads once
@@ -58,6 +81,33 @@ def train_tiny_clip(
     run.environment["training_cpu_seconds"] = round(time.process_time() - start, 1)
     save_clip(model, run.dir / CHECKPOINT)
     return run.dir / CHECKPOINT, curve
+
+
+def score_clip(clip: LoadedClip, world: "World", splits: Sequence[int]) -> dict:
+    """Zero-shot accuracies in percent on the world's test scenes and corpus.
+
+    Returns:
+        ``crop_accuracy`` on ground-truth crops: ``split<n>`` among the five novel names of a split, ``all`` among all
+        20, each also for the ``seen_designs`` (glyph designs that the corpus shows) and ``held_out_designs``;
+        ``per_class`` and ``confusion`` of the 20; ``corpus_accuracy`` among all 70 concepts on the photos held out.
+    """
+    test = load_coco(world.test_annotations, world.root, name="pictograms test")
+    parts = {"": test} | {f"{part}_designs": data for part, data in split_by_design(test, world).items()}
+    groups = {f"split{split}": SPLITS[split] for split in splits} | {"all": CLASSES}
+    accuracy: dict[str, dict] = {}
+    for group, names in groups.items():
+        results = {part: crop_accuracy(clip, data, names) for part, data in parts.items()}
+        accuracy[group] = {part or "accuracy": result["accuracy"] for part, result in results.items()}
+        accuracy[group]["num_crops"] = results[""]["num_crops"]
+        everything = results[""]
+    images, _, labels = world.corpus()
+    held_out = slice(len(images) - held_out_photos(len(images)), None)
+    return {
+        "crop_accuracy": accuracy,
+        "corpus_accuracy": photo_accuracy(clip, images[held_out], labels[held_out], CONCEPTS),
+        "per_class": everything["per_class"],
+        "confusion": {"class_names": list(CLASSES), "matrix": everything["confusion"]},
+    }
 
 
 def held_out_photos(count: int) -> int:

@@ -10,8 +10,15 @@ import torch
 
 from risf_core.clip_models import load_clip, new_clip
 from risf_core.errors import CheckpointError, DataError, ParamsError
-from risf_core.params import TinyClipParams
-from risf_core.tiny_clip import fit_clip, held_out_photos, low_res_views, save_clip, train_tiny_clip
+from risf_core.params import CocoData, PictogramData, TinyClipParams
+from risf_core.tiny_clip import (
+    fit_clip,
+    held_out_photos,
+    low_res_views,
+    save_clip,
+    train_and_score,
+    train_tiny_clip,
+)
 
 TOWERS = ["risf-tiny-resnet", "risf-tiny-vit"]
 
@@ -112,6 +119,23 @@ def test_run_trains_on_all_but_the_held_out_photos(tmp_path):
     assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
     assert run.environment["training_precision"] in ("bfloat16", "float32") and len(curve) == 2
     assert held_out_photos(20) == 2 and held_out_photos(30_000) == 1000
+
+
+def test_scores_of_a_run_on_a_tiny_world(tmp_path):
+    data = PictogramData(root=str(tmp_path / "data"), image_size=96, num_test_images=8, num_corpus=100)
+    run = FakeRun(tmp_path)
+    metrics = train_and_score(params(data=data, batch_size=4), run)
+    accuracy = metrics["crop_accuracy"]
+    assert set(accuracy) == {"split1", "split2", "split3", "all"} and (tmp_path / "clip.pt").is_file()
+    matrix = np.array(metrics["confusion"]["matrix"])
+    assert matrix.shape == (20, 20) and matrix.sum() == accuracy["all"]["num_crops"] > 5
+    assert accuracy["all"]["accuracy"] == pytest.approx(100 * matrix.trace() / matrix.sum())
+    assert metrics["confusion"]["class_names"][0] == "airplane" == next(iter(metrics["per_class"]))
+    assert {"accuracy", "seen_designs", "held_out_designs", "num_crops"} == set(accuracy["split1"])
+    assert 0 <= metrics["corpus_accuracy"] <= 100 and metrics["parameters"] == 1_416_184
+    photos = CocoData(source="coco", annotations="a.json", images="a", novel_classes=["cat"])
+    with pytest.raises(ParamsError, match="captioned corpus"):
+        train_and_score(params(data=photos), run)
 
 
 def test_low_res_views_lose_detail_but_keep_the_picture():
