@@ -12,6 +12,7 @@ from risf_core.clip_models import LoadedClip
 from risf_core.cm_clip import CMCLIP, encode_detections
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.data.glyphs import TEST_ONLY_DESIGNS
+from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections, xyxy_to_xywh
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def crop_accuracy(
     *,
     box_jitter: float = 0.0,
     seed: int = 0,
+    cache: ImageCache | None = None,
 ) -> dict:
     """Zero-shot classification of ground-truth crops among some classes.
 
@@ -34,6 +36,7 @@ def crop_accuracy(
         class_names: The names that compete.
         box_jitter: Standard deviation of the noise on each edge, as a fraction of the box's width or height.
         seed: Of the noise.
+        cache: Decoded images, for several calls on the same images.
 
     Returns:
         ``accuracy`` in percent (None without a crop), ``per_class`` {name: percent or None}, ``confusion`` (number of
@@ -49,9 +52,8 @@ def crop_accuracy(
     truth = Detections(
         ids, boxes, np.ones(total), labels, np.zeros((total, count + 1)), np.arange(total), names
     )
-    similarities = encode_detections(
-        truth, data, CMCLIP(clip.model, clip.tokenizer, names, label_space=names)
-    )
+    cm_clip = CMCLIP(clip.model, clip.tokenizer, names, label_space=names)
+    similarities = encode_detections(truth, data, cm_clip, cache=cache)
     predicted = similarities.cosines.argmax(axis=1) if total else labels
     confusion = np.zeros((count, count), dtype=np.int64)
     np.add.at(confusion, (truth.labels, predicted), 1)

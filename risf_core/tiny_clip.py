@@ -19,7 +19,7 @@ from risf_core.clip_accuracy import crop_accuracy, photo_accuracy, split_by_desi
 from risf_core.clip_models import LoadedClip, load_clip, new_clip, preprocessing_of
 from risf_core.data.coco import load_coco
 from risf_core.data.glyphs import CLASSES, CONCEPTS, SPLITS
-from risf_core.data.loader import image_order
+from risf_core.data.loader import ImageCache, image_order
 from risf_core.data.world import build_world
 from risf_core.errors import DataError, ParamsError, RisfError
 from risf_core.precision import resolve_precision
@@ -91,22 +91,22 @@ def score_clip(clip: LoadedClip, world: "World", splits: Sequence[int]) -> dict:
         20, each also for the ``seen_designs`` (glyph designs that the corpus shows) and ``held_out_designs``;
         ``per_class`` and ``confusion`` of the 20; ``corpus_accuracy`` among all 70 concepts on the photos held out.
     """
-    test = load_coco(world.test_annotations, world.root, name="pictograms test")
+    test, cache = load_coco(world.test_annotations, world.root, name="pictograms test"), ImageCache()
     parts = {"": test} | {f"{part}_designs": data for part, data in split_by_design(test, world).items()}
     groups = {f"split{split}": SPLITS[split] for split in splits} | {"all": CLASSES}
     accuracy: dict[str, dict] = {}
     for group, names in groups.items():
-        results = {part: crop_accuracy(clip, data, names) for part, data in parts.items()}
+        results = {part: crop_accuracy(clip, data, names, cache=cache) for part, data in parts.items()}
         accuracy[group] = {part or "accuracy": result["accuracy"] for part, result in results.items()}
         accuracy[group]["num_crops"] = results[""]["num_crops"]
-        everything = results[""]
+    all_classes = results[""]  # of the last group
     images, _, labels = world.corpus()
     held_out = slice(len(images) - held_out_photos(len(images)), None)
     return {
         "crop_accuracy": accuracy,
         "corpus_accuracy": photo_accuracy(clip, images[held_out], labels[held_out], CONCEPTS),
-        "per_class": everything["per_class"],
-        "confusion": {"class_names": list(CLASSES), "matrix": everything["confusion"]},
+        "per_class": all_classes["per_class"],
+        "confusion": {"class_names": list(CLASSES), "matrix": all_classes["confusion"]},
     }
 
 
