@@ -79,37 +79,39 @@ def load_clip(
         CheckpointError: If the weights cannot be fetched, read or loaded.
     """
     tag = None if pretrained is None else str(pretrained)
-    clip = _create(model, tag, device=device, precision=precision, seed=seed, cache_dir=cache_dir)
+    clip, tokenizer = _create(model, tag, device=device, precision=precision, seed=seed, cache_dir=cache_dir)
     clip.eval().requires_grad_(False)
     is_random = tag is None and not model.startswith(("local-dir:", "hf-hub:"))
     if is_random:
         log.warning("CLIP %s has random weights: its numbers mean nothing.", model)
-    return LoadedClip(clip, open_clip.get_tokenizer(model), _clip_info(clip, model, tag, is_random))
+    return LoadedClip(clip, tokenizer, _clip_info(clip, model, tag, is_random))
 
 
 def new_clip(model: str, *, seed: int, device: str | torch.device = "cpu") -> tuple[nn.Module, object]:
     """A CLIP with random weights, drawn from `seed`, in training mode, and its tokenizer; errors as in `load_clip`."""
-    clip = _create(model, None, device=device, precision="fp32", seed=seed, cache_dir=None)
-    return clip.train(), open_clip.get_tokenizer(model)
+    clip, tokenizer = _create(model, None, device=device, precision="fp32", seed=seed, cache_dir=None)
+    return clip.train(), tokenizer
 
 
 def _create(
     model: str, tag: str | None, *, device, precision: str, seed: int, cache_dir: str | None
-) -> nn.Module:
+) -> tuple[nn.Module, object]:
     register_configs()
     _check_model_name(model)
     _check_pretrained(model, tag)
-    downloads = tag is not None and not Path(tag).is_file() or model.startswith("hf-hub:")
-    hub = _impatient_hub() if downloads else contextlib.nullcontext()
+    own = model.startswith("risf-") and (
+        tag is None or Path(tag).is_file()
+    )  # nothing to fetch, tokenizer included
+    hub = contextlib.nullcontext() if own else _impatient_hub()
     with torch.random.fork_rng(devices=[]), _one_voice(), hub:
         torch.manual_seed(seed)
         try:
             clip, _, _ = open_clip.create_model_and_transforms(
                 model, pretrained=tag, device=device, precision=precision, cache_dir=cache_dir
             )
+            return clip, open_clip.get_tokenizer(model, cache_dir=cache_dir)
         except Exception as error:
             raise CheckpointError(_weights_message(model, tag, cache_dir, error)) from error
-    return clip
 
 
 @contextlib.contextmanager
@@ -164,7 +166,8 @@ def _weights_message(model: str, tag: str | None, cache_dir: str | None, error: 
     reason = " ".join(str(error).split())[:300]
     source = open_clip.get_pretrained_cfg(model, tag) if tag else {}
     if not source:
-        return f"CLIP {model}: {tag or 'the model'} cannot be loaded: {reason}. Expected weights of this very model."
+        expected = f" Expected {tag} to be a state dict of this very model." if tag else ""
+        return f"CLIP {model}: {tag or 'the model or its tokenizer'} cannot be loaded: {reason}.{expected}"
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = cache_dir or (HF_HUB_CACHE if source.get("hf_hub") else Path("~/.cache/clip").expanduser())
