@@ -174,6 +174,7 @@ class Run:
         self.results_dir = self.dir if token is None else results_dir(params.profile)
         self.rows = Rows(self.dir / "rows.jsonl")
         self.environment: dict[str, Any] = {}
+        self._draft: Record | None = None
 
     def upstream(self, ref: str | RunRef) -> Upstream:
         """The one finished run of a parameter (by name) or of a reference.
@@ -194,14 +195,14 @@ class Run:
             refs = [refs]
         return [_finished_upstream(spec) for ref in refs for spec in expand(ref)]
 
-    def finish(self, *, metrics: dict[str, Any], split_hash: str | None = None) -> Record:
-        """Write the record, atomically and last.
+    def draft(self, *, metrics: dict[str, Any], split_hash: str | None = None) -> Record:
+        """The record as it would be written now: what a notebook's tables and figures are made from.
 
         Args:
             metrics: Numbers of the run, in percent where they are rates; NaN becomes null.
             split_hash: Hash of the split and annotation files that were read (``Benchmark.hash``).
         """
-        record = Record(
+        self._draft = Record(
             schema=SCHEMA,
             run_id=self.run_id,
             notebook=self.params.notebook,
@@ -211,13 +212,26 @@ class Run:
             upstream=self._upstream,
             metrics=plain(metrics),
             rows=self.rows.as_list(),
-            environment=describe_environment(self.started, self.device) | plain(self.environment),
+            environment={},
             **self._hashes,
         )
-        _write_atomically(
-            self.record_path, json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        )
-        record.path = self.record_path
+        self._draft.path = self.record_path
+        return self._draft
+
+    def finish(self, *, metrics: dict[str, Any] | None = None, split_hash: str | None = None) -> Record:
+        """Write the record, atomically and last: the draft, or one of ``metrics``; what fails before leaves none.
+
+        Raises:
+            RecordError: If there is neither a draft nor metrics.
+        """
+        if metrics is not None:
+            self.draft(metrics=metrics, split_hash=split_hash)
+        if self._draft is None:
+            raise RecordError(f"{self.run_id}: nothing to record; call run.draft(metrics=...) first.")
+        record = self._draft
+        record["environment"] = describe_environment(self.started, self.device) | plain(self.environment)
+        text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        _write_atomically(self.record_path, text)
         return record
 
 

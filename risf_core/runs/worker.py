@@ -65,7 +65,11 @@ def work(params: NotebookParams, notebook: Path, *, force: bool) -> int:
         _make_room(params, state, force=force)
         token = {"run_id": run_id(params), "state_hash": state, "started": time.time()}
         os.environ["RISF_RUN"] = json.dumps(token)
-        _execute(params, notebook)
+        try:
+            _execute(params, notebook)
+        except BaseException:
+            record_path(params).unlink(missing_ok=True)  # a cell after run.finish() failed
+            raise
         record = finished_record(params, notebook)
         if record is None:
             raise RisfError(
