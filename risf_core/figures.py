@@ -53,9 +53,8 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
             look = look_of("loss", loss, losses) | {"linestyle": "-" if rescoring == "cm_clip" else ":"}
             look["markerfacecolor"] = look["color"] if rescoring == "cm_clip" else "white"
             label = f"{loss}{' + CM-CLIP' if rescoring == 'cm_clip' else ''}"
-            nudge = 0.24 * (
-                number / max(1, len(lines) - 1) - 0.5
-            )  # bars beside each other, not on each other
+            # bars beside each other, not on each other
+            nudge = 0.24 * (number / max(1, len(lines) - 1) - 0.5)
             where = [all_shots.index(shots) + nudge for shots in line["shots"]]
             ax.errorbar(
                 where, line["mean"], line["half_width"], capsize=2, elinewidth=0.9, label=label, **look

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
 from risf_core import run
+from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
 from risf_core.runs import launcher, state
 from risf_core.runs.launcher import build_graph, estimate_seconds, to_do
 from risf_core.runs.run_specs import load_list, load_run
@@ -233,9 +233,8 @@ def test_failures_are_kept_and_the_others_finish(project, worked_off):
     for params in (BASE, TUNED, RESULTS):
         assert state.finished_record(params) is not None
         assert f"done    {state.run_id(params)}" in out
-    assert out.splitlines()[-1].startswith(
-        f"done    {state.run_id(RESULTS)}"
-    )  # whatever failed, results come last
+    # whatever failed, results come last
+    assert out.splitlines()[-1].startswith(f"done    {state.run_id(RESULTS)}")
 
 
 def test_records_tell_what_was_run(project, worked_off):
@@ -304,9 +303,8 @@ def test_two_launchers_at_once_repeat_a_run_once_and_exactly(project, worked_off
     assert after == before
     log = (project / "results" / "smoke" / "runs" / f"{state.run_id(BASE)}.log").read_text()
     assert "waiting for another launcher" in log
-    assert (
-        state.finished_record(TUNED) is not None
-    )  # the same state: nothing that builds on it is out of date
+    # the same state: nothing that builds on it is out of date
+    assert state.finished_record(TUNED) is not None
 
 
 def test_the_runs_stop_with_the_make_that_called_them(project, monkeypatch, tmp_path):

@@ -176,6 +176,7 @@ def test_every_dependency_is_used():
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    # of a make that runs the tests
     ours = (
         "MAKE",
         "MFLAGS",
@@ -184,7 +185,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         "PYTHON",
         "WORKERS",
         "SURE",
-    )  # of a make that runs the tests
+    )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],

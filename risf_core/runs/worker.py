@@ -145,9 +145,8 @@ def main() -> int:
     die_with_parent(job["launcher"])
     params = MODELS[job["notebook"]].model_validate(job["params"])
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it warns of each name that the cell leaves to its default
+    # it warns of each name that the cell leaves to its default
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         return work(params, Path(job["notebook_path"]), force=job["force"])
     except Exception as error:  # the launcher tells the user; here the whole story goes to the log
