@@ -124,22 +124,23 @@ def _heat_maps(cells: pd.DataFrame, x: str, y: str, names: Mapping[str, str]) ->
 
 
 def _heat_map(ax: Axes, cells: pd.DataFrame, x: str, y: str, limits: tuple[float, float]):
-    """One heat map with its numbers; returns the image for a colour bar."""
-    values = cells.pivot(index=y, columns=x, values="mean")
-    image = ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=limits[0], vmax=limits[1])
-    middle = sum(limits) / 2
-    for row in cells.itertuples():
-        column, line = values.columns.get_loc(getattr(row, x)), values.index.get_loc(getattr(row, y))
-        color = "white" if row.mean <= middle else "black"
-        at = {"ha": "center", "va": "center", "color": color, "fontsize": 7.5}
-        ax.text(column, line, interval_text(row.mean, row.half_width).replace(" ±", "\n±"), **at)
-        if row.is_paper:
-            frame = {"fill": False, "edgecolor": "#D55E00", "linewidth": 2.5}
-            ax.add_patch(Rectangle((column - 0.46, line - 0.46), 0.92, 0.92, **frame))
-    ax.set_xticks(range(len(values.columns)), [f"{value:g}" for value in values.columns])
-    ax.set_yticks(range(len(values.index)), [f"{value:g}" for value in values.index])
-    ax.grid(False)
-    return image
+    """One heat map with its numbers, small values of y below; returns what a colour bar needs."""
+    import seaborn  # here alone: it takes a second to import, which most notebooks need not spend
+
+    texts = [interval_text(*pair) for pair in zip(cells["mean"], cells["half_width"], strict=True)]
+    cells = cells.assign(text=[text.replace(" ±", "\n±").replace(", ", "\n") for text in texts])
+    values, texts = (cells.pivot(index=y, columns=x, values=name) for name in ("mean", "text"))
+    seaborn.heatmap(
+        values, vmin=limits[0], vmax=limits[1], cmap="cividis", annot=texts, fmt="", annot_kws={"fontsize": 7.5}, ax=ax,
+        xticklabels=[f"{value:g}" for value in values.columns], yticklabels=[f"{value:g}" for value in values.index],
+        linewidths=0.5, cbar=False,
+    )  # fmt: skip
+    ax.invert_yaxis()
+    ax.tick_params(rotation=0)
+    for row in cells[cells["is_paper"]].itertuples():
+        corner = values.columns.get_loc(getattr(row, x)) + 0.04, values.index.get_loc(getattr(row, y)) + 0.04
+        ax.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5))
+    return ax.collections[0]
 
 
 @styled
