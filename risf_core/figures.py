@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
+    arms_note,
     groups,
     legend_below,
     look_of,
@@ -65,8 +66,8 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
     legend_below(figure, axes[0, 0])
     caption = (
         f"{metric} over the number of shots K, setting {setting}, for each loss without (dotted, open) and with "
-        f"CM-CLIP (solid, filled; c = 0.7, novel + background). {SEEDS_NOTE} {seed_counts(cells)} Points are moved "
-        "sideways."
+        f"CM-CLIP (solid, filled; c = 0.7, novel + background).{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
+        "Points are moved sideways."
     )
     return Drawing(figure, caption)
 
@@ -107,8 +108,9 @@ def paired_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting:
     _label_forest(axes[0, 0], heights, names)
     caption = (
         f"Paired differences of {metric} in points, setting {setting}, both sides sharing K, few-shot seed and arm. "
-        f"{SEEDS_NOTE} At the right: seeds with a difference above 0, of n. 'all': averaged over K within a seed, "
+        f"{SEEDS_NOTE} At the right: seeds with a difference above 0, of n. 'all K': averaged over K within a seed, "
         "over the seeds that have every K. Colour and marker name the loss; open markers: without re-scoring."
+        f"{arms_note(cells)}"
     )
     return Drawing(figure, caption)
 
@@ -153,7 +155,7 @@ def interaction_figure(
     caption = (
         f"{metric} without and with CM-CLIP for ce and bnrl, setting {setting}, over the seeds that have all four. "
         "Parallel lines: the two gains add up. The number is the interaction, (bnrl with − without CM-CLIP) − (ce "
-        f"with − without), paired per seed, with its interval. {SEEDS_NOTE} {seed_counts(cells)}"
+        f"with − without), paired per seed, with its interval.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)}"
     )
     return Drawing(figure, caption)
 

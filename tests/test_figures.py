@@ -105,10 +105,25 @@ def test_palette_has_no_colour_twice():
 
 
 def test_training_curve_draws_the_sum_and_its_parts():
-    curve = [{"iteration": 10 * step, "loss": 3.0 / step, "loss_cls": 2.0 / step} for step in range(1, 5)]
+    curve = [
+        {"iteration": 10 * step, "loss": 3.0 / step, "loss_cls": 2.0 / step, "loss_box": 1.0 / step}
+        for step in range(1, 5)
+    ]
     (ax,) = training_figure({"base training": curve}).figure.axes
-    assert [line.get_label() for line in ax.lines] == ["sum", "loss_cls"]
+    assert [line.get_label() for line in ax.lines] == ["sum", "loss_cls", "loss_box"]
     assert ax.lines[0].get_ydata().tolist() == [3.0, 1.5, 1.0, 0.75]
+
+
+def test_a_single_part_of_a_loss_is_not_drawn_over_its_sum():
+    curve = [{"iteration": step, "loss": 1.0, "loss_cls": 1.0} for step in range(1, 5)]
+    (ax,) = training_figure({"pretraining": curve}).figure.axes
+    assert [line.get_label() for line in ax.lines] == ["loss"] and ax.get_legend() is None
+
+
+def test_captions_say_what_the_arms_are(records):
+    assert "missing, others stand in them" in main_figure(records).caption
+    kshot = fine_tuning_record([fine_tuning_row(seed=seed) for seed in range(2)])
+    assert "Arms" not in main_figure([kshot]).caption  # of real photographs nobody knows
 
 
 def test_confusion_matrix_is_percent_of_the_true_class_and_survives_an_empty_one():

@@ -33,8 +33,8 @@ def training_figure(curves: Mapping[str, Sequence[Mapping[str, float]]], *, part
     figure, axes = panels(1, len(curves), width=3.8, height=2.7)
     for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
         points = pd.DataFrame(list(curve))
-        columns = [column for column in points if column != "iteration"]
-        columns = ["loss", *(column for column in columns if column != "loss" and parts)]
+        others = [column for column in points if column not in ("iteration", "loss")]
+        columns = ["loss", *(others if parts and len(others) > 1 else [])]  # one part alone is the sum
         for place, column in enumerate(columns):
             index = place % len(COLORS)
             label = "sum" if column == "loss" and len(columns) > 1 else column

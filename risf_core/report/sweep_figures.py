@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
+    arms_note,
     groups,
     legend_below,
     look_of,
@@ -20,6 +21,7 @@ from risf_core.report.figure_style import (
 )
 from risf_core.report.statistics import ordered, sort_cells, summarize_cells
 from risf_core.report.sweep_tables import (
+    NOT_SELECTION,
     PAPER_C,
     SENSITIVITY_NOTE,
     SWEEP_NAMES,
@@ -72,7 +74,7 @@ def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -
     legend_below(figure, axes[0, 0], columns=6)
     caption = (
         f"{metric} over c for each K and label space of CM-CLIP's softmax; c = 1 is the detector alone, the dotted "
-        f"line the paper's c = {PAPER_C}. {seed_counts(cells)} {SENSITIVITY_NOTE}"
+        f"line the paper's c = {PAPER_C}.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} {NOT_SELECTION}"
     )
     return Drawing(figure, caption)
 
@@ -118,7 +120,7 @@ def _heat_maps(cells: pd.DataFrame, x: str, y: str, names: Mapping[str, str]) ->
         figure.colorbar(image, ax=list(row_axes), label="nAP50 (%)", shrink=0.9)
     caption = (
         "nAP50 (%) of BNRL without re-scoring; the framed cell holds the paper's values (α 0.2, β 0.8, γ 4, ε 1, "
-        f"ω_bg 0.2). Each row of panels has its own colour scale. {seed_counts(cells)} {SENSITIVITY_NOTE}"
+        f"ω_bg 0.2). Each arm has its own colour scale.{arms_note(cells)} {seed_counts(cells)} {SENSITIVITY_NOTE}"
     )
     return Drawing(figure, caption)
 
@@ -181,7 +183,8 @@ def backbones_figure(records: Sequence[Mapping]) -> Drawing:
     legend_below(figure, axes[0, 0])
     caption = (
         "What CM-CLIP (paper setting) adds to nAP50 against its CLIP's top-1 accuracy on ground-truth crops of the "
-        f"novel classes; the same stored detections for every CLIP. {SEEDS_NOTE.replace(' and one CLIP', '')} Each "
-        f"CLIP was trained once. {seed_counts(cells)} Points are moved sideways."
+        f"novel classes; the same stored detections for every CLIP.{arms_note(cells)} "
+        f"{SEEDS_NOTE.replace(' and one CLIP', '')} Each CLIP was trained once. {seed_counts(cells)} Points are moved "
+        "sideways."
     )
     return Drawing(figure, caption)
