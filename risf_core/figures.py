@@ -62,8 +62,9 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
             )
         ax.set(title=panel_title(cells, split, arm), xlabel="K, boxes of each novel class")
         ax.set_xticks(range(len(all_shots)), all_shots)
+        ax.set_xlim(-0.4, len(all_shots) - 0.6)
     axes[0, 0].set_ylabel(f"{metric} (%)")
-    legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0], columns=4 if len(losses) <= 2 else len(losses))
     caption = (
         f"{metric} over the number of shots K, setting {setting}, for each loss without (dotted, open) and with "
         f"CM-CLIP (solid, filled; c = 0.7, novel + background).{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
@@ -146,7 +147,7 @@ def interaction_figure(
     if cells.empty:
         return nothing_yet(f"a complete 2 x 2 of 20_fine_tuning in setting {setting}")
     places, all_shots = groups(cells, ["split", "arm"]), ordered("shots", cells["shots"])
-    figure, axes = panels(len(places), len(all_shots), width=1.75, height=2.3, sharey="row", sharex=True)
+    figure, axes = panels(len(places), len(all_shots), width=1.75, height=2.3, sharey=True, sharex=True)
     for row_axes, ((split, arm), own) in zip(axes, places, strict=True):
         for ax, shots in zip(row_axes, all_shots, strict=True):
             _draw_two_by_two(ax, own[own["shots"] == shots], shots)
@@ -161,10 +162,11 @@ def interaction_figure(
 
 
 def _draw_two_by_two(ax: Axes, cell: pd.DataFrame, shots: int) -> None:
-    ax.set(title=f"K={shots}", xlim=(-0.4, 1.4))
+    ax.set_title(f"K={shots}", fontsize=8)
+    ax.set_xlim(-0.4, 1.4)
     ax.set_xticks([0, 1], ["without", "CM-CLIP"])
     if cell.empty:
-        ax.text(0.5, 0.5, "no run", ha="center", transform=ax.transAxes, color="#555555")
+        ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes, color="#555555")
         return
     row = cell.iloc[0]
     for loss, nudge in (("ce", -0.05), ("bnrl", 0.05)):

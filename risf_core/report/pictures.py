@@ -270,8 +270,8 @@ def before_after_figure(
             draw_picture(axes[row, place], Picture(read_rgb(record), f"{when}, image {image_id}", layers))
     figure.legend(handles=_box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
     caption = (
-        f"Detections before (top) and after re-scoring (below), with their scores. Images: the {num_up} with the "
-        f"largest rise of a score that is drawn and the {num_down} with the largest fall, among "
+        f"Detections before (top) and after re-scoring (below), with their scores. Images: up to {num_up} with the "
+        f"largest rise of a score that is drawn and up to {num_down} with the largest fall, among "
         f"{len(set(before.image_ids.tolist()))} images with detections: the extremes, not the average. Drawn are "
         f"scores above {score_thresh:g}, at most {max_per_image} an image; boxes and classes never change, only "
         "scores do."
