@@ -345,6 +345,26 @@ def test_code_that_changes_while_it_runs_is_named_as_the_reason(project, monkeyp
     path.unlink()  # reading the records would warn of it
 
 
+@pytest.mark.parametrize(
+    "message, tries", [("Kernel died before replying to kernel_info", 3), ("Kernel died", 1)]
+)
+def test_a_kernel_that_found_its_port_taken_is_started_again(project, monkeypatch, message, tries):
+    started = []
+
+    def execute(*_, **__):
+        started.append(1)
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(RuntimeError, match=message):
+        worker._execute(BASE, project / "notebooks" / "10_base_training.ipynb")
+    assert len(started) == tries  # one that died later may have run cells: it is not repeated
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: started.clear())
+    worker._execute(BASE, project / "notebooks" / "10_base_training.ipynb")
+    assert started == []
+
+
 def test_the_runs_stop_with_the_make_that_called_them(project, monkeypatch, tmp_path):
     monkeypatch.setattr(launcher, "_calling_make", lambda: SimpleNamespace(is_running=lambda: False))
     at_work = launcher.Launcher(build_graph([load_run("params/smoke/00_check_setup.yaml")]), workers=1)

@@ -99,16 +99,25 @@ def _execute(params: NotebookParams, notebook: Path) -> None:
 
     with tempfile.TemporaryDirectory(prefix="risf-jupyter-") as folder:
         _own_jupyter(Path(folder))
-        papermill.execute_notebook(
-            str(notebook),
-            str(notebook_output(params)),
-            parameters=params.model_dump(mode="json"),
-            kernel_name="python3",
-            language="python",
-            cwd=str(project_root()),
-            log_output=False,
-            progress_bar=False,
-        )
+        for tries_left in (2, 1, 0):
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(notebook_output(params)),
+                    parameters=params.model_dump(mode="json"),
+                    kernel_name="python3",
+                    language="python",
+                    cwd=str(project_root()),
+                    log_output=False,
+                    progress_bar=False,
+                )
+                return
+            except RuntimeError as error:
+                # Ports are chosen before the kernel takes them, so that of two starting at once one may find its own
+                # taken. No cell has run then.
+                if "before replying" not in str(error) or not tries_left:
+                    raise
+                log_line("the kernel did not start; once more")
 
 
 def _own_jupyter(folder: Path) -> None:
