@@ -96,28 +96,23 @@ def _execute(params: NotebookParams, notebook: Path) -> None:
     # jsonschema's optional check of IRIs compiles a grammar when imported, 1.5 s that no notebook needs
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
+    from traitlets.config import Config
 
+    # Sockets are files: TCP ports are chosen before the kernel takes them, so that two kernels starting at once may get
+    # the same ones, and one notebook speak to the other's kernel.
     with tempfile.TemporaryDirectory(prefix="risf-jupyter-") as folder:
         _own_jupyter(Path(folder))
-        for tries_left in (2, 1, 0):
-            try:
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(notebook_output(params)),
-                    parameters=params.model_dump(mode="json"),
-                    kernel_name="python3",
-                    language="python",
-                    cwd=str(project_root()),
-                    log_output=False,
-                    progress_bar=False,
-                )
-                return
-            except RuntimeError as error:
-                # Ports are chosen before the kernel takes them, so that of two starting at once one may find its own
-                # taken. No cell has run then.
-                if "before replying" not in str(error) or not tries_left:
-                    raise
-                log_line("the kernel did not start; once more")
+        papermill.execute_notebook(
+            str(notebook),
+            str(notebook_output(params)),
+            parameters=params.model_dump(mode="json"),
+            kernel_name="python3",
+            language="python",
+            cwd=str(project_root()),
+            log_output=False,
+            progress_bar=False,
+            config=Config(KernelManager={"transport": "ipc", "ip": str(Path(folder) / "kernel")}),
+        )
 
 
 def _own_jupyter(folder: Path) -> None:
