@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import torch
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.world import build_world
@@ -12,6 +13,7 @@ from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator, proposal_recall
 from risf_core.head_training import RegionFeatures, detect_from_features, extract_region_features
 from risf_core.params import BaseTrainingParams, PictogramData
+from risf_core.precision import resolve_precision
 from risf_core.training import pretrain, seed_everything, step_seed, train_detector
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
     benchmark = open_benchmark(params.data, split=params.split)
     seed_everything(step_seed(params.seed, -2))
     detector = FasterRCNN(params.detector, len(benchmark.base_names)).to(run.device)
+    dtype = resolve_precision(params.solver.precision, torch.device(run.device))
+    run.environment["training_precision"] = str(dtype).removeprefix("torch.")
     metrics: dict = {"pretraining_accuracy": None, "pretraining_curve": None}
     if params.pretraining is not None:
         if not isinstance(params.data, PictogramData):

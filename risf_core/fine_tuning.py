@@ -245,15 +245,15 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
     names = {loss_name(spec): spec for spec in params.losses}
     if len(names) < len(params.losses):
         raise ParamsError(f"losses {list(params.losses)} share a name in tables; rename one of the functions")
+    functions = {name: get_loss(spec, **params.bnrl.model_dump()) for name, spec in names.items()}
     cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in names]
     for seed, arm, loss in progress(cells, desc="cells", total=len(cells)):
         key = {"split": params.split, "shots": params.shots, "setting": params.setting}
         key |= {"seed": seed, "arm": arm, "loss": loss}
         if run.rows.done(**key, rescoring=last):
             continue
-        function = get_loss(names[loss], **params.bnrl.model_dump())
         found, curve = fine_tune(
-            context, function, seed=seed, arm=arm, trainable=params.trainable, cached=params.cached
+            context, functions[loss], seed=seed, arm=arm, trainable=params.trainable, cached=params.cached
         )
         found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
         results = {"none": found}

@@ -194,7 +194,7 @@ def train_box_head(
     """Train ``detector``'s box predictor on cached regions; nothing else of it changes. Returns the loss curve."""
     detector.set_trainable("box_head")
     detector.train()
-    regions = label_regions(cache, data)
+    regions, device = label_regions(cache, data), detector.pixel_mean.device
     batches = batches_by_iteration(image_order(len(data), solver.batch_size, seed=seed))
 
     def step(iteration: int) -> dict[str, Tensor]:
@@ -203,8 +203,8 @@ def train_box_head(
         chosen = [regions[data.images[i].image_id, flip] for i, flip in zip(indices, flips, strict=True)]
         samples = [detector.sample(region.rois.labels) for region in chosen]
         features = torch.cat([region.features[index] for region, index in zip(chosen, samples, strict=True)])
-        rois = [region.rois.take(index) for region, index in zip(chosen, samples, strict=True)]
-        return detector.head_losses(features, rois)
+        rois = [region.rois.take(index).to(device) for region, index in zip(chosen, samples, strict=True)]
+        return detector.head_losses(features.to(device), rois)
 
     return fit(detector, step, solver, seed=seed, desc=desc)
 
@@ -220,7 +220,8 @@ def detect_from_features(
 ) -> Detections:
     """Detections of all cached test images with this box predictor, in original pixels."""
     predictor.eval()
-    logits, deltas = predictor(torch.from_numpy(cache.features))
+    device = predictor.cls_score.weight.device
+    logits, deltas = (output.cpu() for output in predictor(torch.from_numpy(cache.features).to(device)))
     boxes, counts = torch.from_numpy(cache.boxes), cache.counts.tolist()
     found = []
     for *one, size, output_size in zip(

@@ -316,6 +316,10 @@ class FewShotParams(NotebookParams):
     def _within_data(self) -> Self:
         data, pictograms = self.data, isinstance(self.data, PictogramData)
         num_seeds = data.few_shot_seeds if pictograms else data.num_seeds
+        for name in ("seeds", "arms", "losses"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} holds a value twice: {list(values)}")
         if self.shots not in data.shots:
             raise ValueError(f"shots is {self.shots}, but data.shots is {list(data.shots)}")
         if max(self.seeds) >= num_seeds:
@@ -349,6 +353,12 @@ class CmClipParams(Strictly):
     score_thresh: Share = Field(0.05, description="detections at or below it are not re-scored")
     preprocess: Literal["clip", "released"] = Field("clip", description="released: BGR/255")
     label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
+
+    @model_validator(mode="after")
+    def _templates_have_a_place(self) -> Self:
+        if without := [template for template in self.templates if "{}" not in template]:
+            raise ValueError(f"template {without[0]!r} has no {{}} for the class name")
+        return self
 
 
 class FineTuningParams(FewShotParams):

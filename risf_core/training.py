@@ -90,8 +90,8 @@ def fit(
     dtype = resolve_precision(solver.precision, device)
     parameters = optimizer.param_groups[0]["params"]
     curve: list[dict[str, float]] = []
-    start = _resume(checkpoint, model, optimizer, schedule, curve, solver)
-    every, pending = max(1, solver.iterations // CURVE_POINTS), []
+    start, pending = _resume(checkpoint, model, optimizer, schedule, curve, solver)
+    every = max(1, solver.iterations // CURVE_POINTS)
     steps = progress(range(start, solver.iterations), desc=desc, total=solver.iterations - start)
     for iteration in steps:
         seed_everything(step_seed(seed, iteration))
@@ -136,10 +136,12 @@ def fit(
     return curve
 
 
-def _resume(checkpoint: Path | None, model, optimizer, schedule, curve: list, solver: SolverParams) -> int:
-    """Load a checkpoint into everything that has state; return the iteration to go on from."""
+def _resume(
+    checkpoint: Path | None, model, optimizer, schedule, curve: list, solver: SolverParams
+) -> tuple[int, list]:
+    """Load a checkpoint into everything that has state; return the iteration to go on from and its open losses."""
     if checkpoint is None or not checkpoint.exists():
-        return 0
+        return 0, []
     state = read_checkpoint(checkpoint)
     if state.get("solver") != solver.model_dump():
         raise CheckpointError(
@@ -150,7 +152,7 @@ def _resume(checkpoint: Path | None, model, optimizer, schedule, curve: list, so
     schedule.load_state_dict(state["schedule"])
     curve.extend(state["curve"])
     log.info("%s: going on from iteration %d", checkpoint, state["iteration"])
-    return state["iteration"]
+    return state["iteration"], state["pending"]
 
 
 class CropClassifier(nn.Module):

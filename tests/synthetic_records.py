@@ -58,7 +58,7 @@ def fine_tuning_row(
         "rescoring": rescoring, "nAP50": nap50, "nAP": None if nap50 is None else 0.52 * nap50,
         "nAP75": None if nap50 is None else 0.45 * nap50, "AP": 45.0 + noise(seed) if has_base else None,
         "AP50": 70.0 + noise(seed) if has_base else None, "bAP": 50.0 if has_base else None,
-        "bAP50": 80.0 if has_base else None, "num_detections": 8.5,
+        "bAP50": 80.0 if has_base else None, "num_detections": 8.5, "above_thresh": 5.5,
         "per_class": {name: {"AP": 0.5 * value, "AP50": value, "AP75": 0.4 * value} for name, value in novel.items()},
         **values,
     }  # fmt: skip

@@ -36,7 +36,7 @@ def base(tmp_path_factory):
     solver = SolverParams(iterations=4, batch_size=4)
     params = BaseTrainingParams(profile="t", data=data, detector=TINY, pretraining=solver, solver=solver)
     folder = tmp_path_factory.mktemp("base")
-    run = SimpleNamespace(dir=folder, device="cpu")
+    run = SimpleNamespace(dir=folder, device="cpu", environment={})
     metrics = train_base_model(params, run)
     record = {"params": params.model_dump(mode="json"), "metrics": metrics, "state_hash": digest("base")}
     return SimpleNamespace(dir=folder, record=record, run_id="base", data=data)
@@ -68,7 +68,7 @@ def test_base_training_reports_ap_recall_and_curves(base):
 
 def test_a_second_base_training_goes_on_from_its_checkpoint(base):
     params = BaseTrainingParams.model_validate(base.record["params"])
-    again = train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu"))
+    again = train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu", environment={}))
     assert again["bAP50"] == base.record["metrics"]["bAP50"]  # nothing was left to train
 
 
@@ -80,7 +80,7 @@ def test_pretraining_needs_pictograms(base, monkeypatch):
         base_training, "open_benchmark", lambda *a, **k: SimpleNamespace(base_names=("a", "b"))
     )
     with pytest.raises(ParamsError, match="pretraining: null"):
-        train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu"))
+        train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu", environment={}))
 
 
 def test_settings_choose_classes_and_head(base, tmp_path):

@@ -38,10 +38,12 @@ def test_the_sum_of_the_losses_falls_and_its_parts_are_recorded():
         assert point["loss"] == pytest.approx(point["loss_a"] + point["loss_b"])
 
 
-@pytest.mark.parametrize("stop", [5, 7, 11])
+@pytest.mark.parametrize("stop", [5, 7, 11, 128])
 def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, stop):
     model, step = _problem()
-    curve = fit(model, step, SOLVER, seed=1, desc="whole", checkpoint=tmp_path / "whole.pth")
+    # 130 steps: two to a point of the curve, so that a checkpoint falls between two points
+    solver = SOLVER.model_copy(update={"iterations": 130})
+    curve = fit(model, step, solver, seed=1, desc="whole", checkpoint=tmp_path / "whole.pth")
 
     class Killed(Exception):
         pass
@@ -55,9 +57,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, stop):
 
     path = tmp_path / "part.pth"
     with pytest.raises(Killed):
-        fit(interrupted, dying_step, SOLVER, seed=1, desc="part", checkpoint=path)
+        fit(interrupted, dying_step, solver, seed=1, desc="part", checkpoint=path)
     fresh, fresh_step = _problem()
-    resumed = fit(fresh, fresh_step, SOLVER, seed=1, desc="resumed", checkpoint=path)
+    resumed = fit(fresh, fresh_step, solver, seed=1, desc="resumed", checkpoint=path)
     assert resumed == curve
     for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)

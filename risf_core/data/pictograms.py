@@ -1,7 +1,7 @@
 """Render the pictogram world: scenes with boxes, K-shot images in two versions, and small photos of one thing.
 
-Every image is a pure function of its key, a tuple of integers such as (world seed, part, index). World v2 of the
-trial in docs: sticker-like objects with a guarded contrast, which a detector of 2 M parameters can learn.
+Every image is a pure function of its key, a tuple of integers such as (world seed, part, index). Objects
+look like stickers with a guarded contrast, so that a detector of 2 M parameters can learn them.
 """
 
 from collections.abc import Sequence

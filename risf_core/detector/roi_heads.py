@@ -50,6 +50,9 @@ class SampledRoIs:
     def take(self, index: Tensor) -> "SampledRoIs":
         return SampledRoIs(self.boxes[index], self.labels[index], self.gt_boxes[index])
 
+    def to(self, device: torch.device) -> "SampledRoIs":
+        return SampledRoIs(self.boxes.to(device), self.labels.to(device), self.gt_boxes.to(device))
+
 
 @torch.no_grad()
 def label_rois(proposals: Tensor, gt_boxes: Tensor, gt_labels: Tensor, *, num_classes: int) -> SampledRoIs:
