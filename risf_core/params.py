@@ -239,9 +239,10 @@ class BaseTrainingParams(NotebookParams):
     split: SplitNumber = Field(1, description="base/novel split")
     detector: DetectorParams = DetectorParams()
     pretraining: SolverParams | None = Field(
-        SolverParams(iterations=900, batch_size=64, lr=0.05), description="null trains from scratch"
+        SolverParams(iterations=900, batch_size=64, lr=0.05, checkpoint_every=300),
+        description="null trains from scratch",
     )
-    solver: SolverParams = SolverParams()
+    solver: SolverParams = SolverParams(iterations=1400, checkpoint_every=200)
 
     def label(self) -> str:
         return f"base_training-split{self.split}"
@@ -252,7 +253,7 @@ class TinyClipParams(NotebookParams):
 
     notebook: ClassVar[str] = "12_tiny_clip"
     tower: str = Field("risf-tiny-resnet", pattern=r"^[A-Za-z0-9._-]+$", description="open_clip config")
-    iterations: Count = Field(1200, description="steps")
+    iterations: Count = Field(700, description="steps")
     batch_size: int = Field(128, ge=2, description="crops a step")
     lr: float = Field(2.0e-3, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.05, ge=0, le=1)

@@ -46,7 +46,15 @@ class RunSpec:
     @cached_property
     def command(self) -> str:
         """The shell command that makes this run."""
-        words = ["python", "-m", "risf_core.run", shown(self.notebook), "--params", shown(self.file)]
+        own = project_root() / ".venv" / "bin" / "python"  # what make sets up
+        words = [
+            shown(own) if own.exists() else "python",
+            "-m",
+            "risf_core.run",
+            shown(self.notebook),
+            "--params",
+            shown(self.file),
+        ]
         for name, value in flatten(self.overrides).items():
             text = (
                 yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
