@@ -47,6 +47,7 @@ COUNT_NOTE = (
     "record, '–' that it was not planned."
 )
 GUESSED_NOTE = " No list of runs was given: wanted is every K, loss and arm seen, with every seed seen."
+PATH_ONLY_NOTE = "PATH ONLY: the CLIP here has random weights, so that no row with CM-CLIP is a result."
 SETTING_NOTE = "fsod: the detector knows the novel classes only; gfsod: base and novel classes."
 
 
@@ -333,6 +334,8 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [beta_omega_table(records), gamma_epsilon_table(records), backbones_table(records)]
     tables += [wide_table(records), gfsod_table(records), rescored_table(records)]
     tables += [base_training_table(records), tiny_clip_table(records), cost_table(records)]
+    if any((record["params"].get("clip") or {}).get("path_only") for record in records if "params" in record):
+        tables = [replace(table, caption=f"{table.caption} {PATH_ONLY_NOTE}") for table in tables]
     return tables
 
 
