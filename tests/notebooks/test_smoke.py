@@ -1,0 +1,478 @@
+"""Every notebook at smoke size through the launcher: what it records, stores and shows, and that all of it repeats.
+
+The list of the smoke profile, with one run added that fails in its middle, is killed with -9 while it trains and
+started again. All tests of this file look at that one project; some make a copy of it first.
+"""
+
+import base64
+import itertools
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from risf_core.ablations import ablate_c
+from risf_core.data.pictograms import CLASSES, SPLITS
+from risf_core.detections import Detections, Similarities
+from risf_core.params import MODELS
+from risf_core.records import read_records, start_run
+from risf_core.runs.run_specs import RunSpec, load_list
+from risf_core.runs.state import run_id
+from risf_core.tables import paired_table
+from tests.notebook_files import launch, link_project, project_environment
+from tests.smoke_project import (
+    LIST,
+    Smoke,
+    add_own_loss,
+    content,
+    files_that_repeat,
+    own_loss_words,
+    readme_loss,
+    readme_section,
+    work_off,
+)
+
+KEY = ("split", "shots", "seed", "loss", "arm")
+SPACES = {"novel+background": "cm_clip", "novel+base+background": "cm_clip_wide"}
+T95_ONE_DEGREE = 12.7062  # Student's t at 97.5 % with one degree of freedom, so n = 2 (any table of t)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Smoke:
+    return work_off(tmp_path_factory.mktemp("smoke"))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    return add_own_loss(tmp_path_factory.mktemp("own"))
+
+
+def _specs(smoke: Smoke, monkeypatch) -> list[RunSpec]:
+    monkeypatch.setenv("RISF_ROOT", str(smoke.root))
+    return load_list(LIST)
+
+
+# --- the launcher ---------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_list_leaves_no_process_and_repeats_nothing(smoke):
+    """Neither a finished run nor a finished cell of the run that was under way is made again."""
+    assert not smoke.left_alive
+    kinds = Counter(path.parent.name for path in smoke.made_before)
+    assert kinds["records"] >= 2 and kinds["detections"] >= 1
+    assert {path: path.stat().st_mtime_ns for path in smoke.made_before} == smoke.made_before
+    began = set(re.findall(r"start   (\S+)", smoke.done.stdout))
+    assert began and not began & {path.stem for path in smoke.made_before}
+
+
+def test_a_run_that_fails_keeps_its_traceback_and_the_others_finish(smoke, monkeypatch):
+    specs = _specs(smoke, monkeypatch)
+    assert smoke.done.returncode == 1
+    (line,) = [line for line in smoke.done.stderr.splitlines() if line.startswith("FAILED")]
+    assert "RuntimeError: stopped in the middle of training" in line
+    name = line.split()[1].rstrip(":")
+    assert not (smoke.results / "records" / f"{name}.json").exists()
+    (error,) = [o for o in smoke.notebook_outputs(name) if o["output_type"] == "error"]
+    assert error["ename"] == "RuntimeError" and "my_losses.py" in "".join(error["traceback"])
+    finished = {path.stem for path in (smoke.results / "records").glob("*.json")}
+    assert finished == {run_id(spec.params) for spec in specs}
+    assert {spec.params.notebook for spec in specs} == set(MODELS)  # the smoke list holds every notebook
+
+
+def test_a_finished_list_has_nothing_to_do(smoke, monkeypatch):
+    """And finds out without torch."""
+    number = len(_specs(smoke, monkeypatch))
+    code = "import sys, risf_core.run as r; assert r.main(sys.argv[1:]) == 0 and 'torch' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--list", LIST, "--workers", "2"],
+        cwd=smoke.root,
+        env=project_environment(smoke.root),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    expected = f"nothing to do: {number} of {number} runs are finished; --force repeats them\n"
+    assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+# --- executed notebooks ---------------------------------------------------------------------------------------------
+
+PICTURES = {
+    "00_check_setup": 0,
+    "02_pictogram_world": 3,  # scenes, designs, K-shot images
+    "10_base_training": 2,  # scenes, curves
+    "12_tiny_clip": 2,  # curve, confusion
+    "20_fine_tuning": 2,  # K-shot images, before and after re-scoring
+    "30_ablation_c": 1,
+    "31_ablation_bnrl": 3,  # the loss's shape, two heat maps
+    "32_clip_backbones": 1,
+}
+
+
+def test_executed_notebooks_show_their_figures_and_no_error(smoke):
+    for record in smoke.all_records():
+        outputs = smoke.notebook_outputs(record["run_id"])
+        assert "error" not in {output["output_type"] for output in outputs}
+        printed = "".join("".join(o["text"]) for o in outputs if o["output_type"] == "stream")
+        assert f"run {record['run_id']} (started by the launcher)\nseed 0, device cpu, 1 thread" in printed
+        page = "".join("".join(output.get("data", {}).get("text/html", "")) for output in outputs)
+        pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+        assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+        expected = PICTURES.get(record["notebook"], record["metrics"].get("num_figures"))
+        assert len(pictures) == expected, record["run_id"]
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def test_records_hold_parameters_hashes_and_environment(smoke, monkeypatch):
+    by_name = {run_id(spec.params): spec.params for spec in _specs(smoke, monkeypatch)}
+    states = {record["run_id"]: record["state_hash"] for record in smoke.all_records()}
+    for record in smoke.all_records():
+        assert record["params"] == by_name[record["run_id"]].model_dump(mode="json")
+        assert record["upstream"] == {name: states[name] for name in record["upstream"]}
+        environment = record["environment"]
+        assert 0 < environment["cpu_seconds"] < 300 and 50 < environment["peak_memory_mib"] < 4096
+        assert environment["versions"]["torch"] == torch.__version__.partition("+")[0]
+    for record in smoke.records("20_fine_tuning"):
+        assert sorted(name.split("-")[0] for name in record["upstream"]) == ["base_training", "tiny_clip"]
+
+
+def test_00_check_setup(smoke):
+    record = smoke.record("00_check_setup")
+    assert record["metrics"] == {"finished": True} and record["rows"] == []
+    assert record["environment"]["precision"] in ("torch.float32", "torch.bfloat16")
+
+
+def _test_objects(smoke: Smoke) -> Counter:
+    """Objects in the test scenes by class, from the annotation file itself."""
+    (path,) = smoke.root.glob("data/pictograms-*/annotations/test.json")
+    content = json.loads(path.read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    return Counter(names[box["category_id"]] for box in content["annotations"])
+
+
+def test_02_pictogram_world(smoke):
+    metrics = smoke.record("02_pictogram_world")["metrics"]
+    assert {name: count for name, count in metrics["counts"].items() if count} == _test_objects(smoke)
+    assert set(metrics["counts"]) == set(CLASSES)
+    assert [row["split"] for row in metrics["unannotated_novel"]] == [1, 2, 3]
+    for row in metrics["unannotated_novel"]:
+        assert 0 < row["images_with_novel"] <= row["base_images"] <= 64 and row["novel_objects"] > 0
+    overlap = {row["class"]: row for row in metrics["design_overlap"]}
+    assert set(overlap) > set(CLASSES)
+    assert all(0 <= overlap[name]["seen_share"] <= 100 for name in _test_objects(smoke))
+
+
+def test_10_base_training(smoke):
+    record = smoke.record("10_base_training")
+    metrics, params = record["metrics"], record["params"]
+    assert [point["iteration"] for point in metrics["curve"]][-1] == params["solver"]["iterations"]
+    assert metrics["pretraining_curve"][-1]["iteration"] == params["pretraining"]["iterations"]
+    last = metrics["curve"][-1]
+    parts = [value for name, value in last.items() if name.startswith("loss_")]
+    assert len(parts) == 4 and last["loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert last["loss"] < metrics["curve"][0]["loss"]
+    present = [name for name in _test_objects(smoke) if name not in SPLITS[1]]
+    known = {name: values for name, values in metrics["per_class"].items() if values["AP50"] is not None}
+    assert set(metrics["per_class"]) == set(CLASSES) - set(SPLITS[1]) and set(known) == set(present)
+    for name in ("AP", "AP50", "AP75"):
+        mean = np.mean([values[name] for values in known.values()])
+        assert metrics[f"b{name}"] == pytest.approx(mean) and 0 <= mean <= 100
+    for name in ("recall_base_at_100", "recall_novel_at_100", "pretraining_accuracy"):
+        assert 0 <= metrics[name] <= 100
+    content = torch.load(smoke.artifacts(record) / "model.pth", weights_only=True)
+    assert set(content["class_names"]) == set(CLASSES) - set(SPLITS[1])
+    assert all(tensor.isfinite().all() for tensor in content["model"].values() if tensor.is_floating_point())
+
+
+def test_12_tiny_clip(smoke):
+    record, objects = smoke.record("12_tiny_clip"), _test_objects(smoke)
+    metrics = record["metrics"]
+    assert len(metrics["curve"]) == record["params"]["iterations"]
+    names, matrix = metrics["confusion"]["class_names"], np.array(metrics["confusion"]["matrix"])
+    assert matrix.shape == (20, 20) and names == list(CLASSES)
+    assert matrix.sum() == metrics["crop_accuracy"]["all"]["num_crops"] <= sum(objects.values())
+    assert all(crops <= objects[name] for name, crops in zip(names, matrix.sum(axis=1), strict=True))
+    accuracy = 100 * matrix.trace() / matrix.sum()
+    assert metrics["crop_accuracy"]["all"]["accuracy"] == pytest.approx(accuracy)
+    assert set(metrics["crop_accuracy"]) == {"all", "split1", "split2", "split3"}
+    state = torch.load(smoke.artifacts(record) / "clip.pt", weights_only=True)
+    counted = [name for name in state if re.fullmatch(r"visual\.(?!.*(running_|num_batches)).*", name)]
+    assert metrics["parameters"] == sum(state[name].numel() for name in counted)
+
+
+def test_20_fine_tuning(smoke):
+    novel, base = set(SPLITS[1]), set(CLASSES) - set(SPLITS[1])
+    records = smoke.fine_tuning()
+    assert sorted(record["params"]["shots"] for record in records) == [1, 2]
+    for record in records:
+        keys = {tuple(row[name] for name in (*KEY[2:], "rescoring")) for row in record["rows"]}
+        assert len(record["rows"]) == len(keys) == 2 * 2 * 2 * 3  # seeds, losses, arms, re-scorings
+        for row in record["rows"]:
+            assert set(row["per_class"]) == novel and "bAP" not in row
+            assert row["shots"] == record["params"]["shots"] and row["setting"] == "fsod"
+            known = [values["AP50"] for values in row["per_class"].values() if values["AP50"] is not None]
+            assert row["nAP50"] == pytest.approx(np.mean(known)) and 0 <= row["nAP50"] <= 100
+            assert 0 < row["num_detections"] <= 100 and row["final_loss"] > 0
+    assert len({row["final_loss"] for row in smoke.rows(rescoring="none")}) == 16  # no cell is another's copy
+    (record,) = smoke.fine_tuning("gfsod")
+    assert len(record["rows"]) == 2 * 2 * 3
+    for row in record["rows"]:
+        assert set(row["per_class"]) == novel | base
+        for group, names in (("n", novel), ("b", base), ("", novel | base)):
+            values = [row["per_class"][name]["AP"] for name in names]
+            mean = np.mean([value for value in values if value is not None])
+            assert row[f"{group}AP"] == pytest.approx(mean)
+
+
+def _by_cell(rows: list[dict]) -> dict[tuple, tuple]:
+    """nAP, nAP50 and nAP75 of each cell."""
+    return {tuple(row[key] for key in KEY): tuple(row[f"nAP{x}"] for x in ("", 50, 75)) for row in rows}
+
+
+def test_re_scoring_changes_some_result(smoke):
+    """Else the comparisons below would hold whatever the code did."""
+    none = _by_cell(smoke.rows(rescoring="none"))
+    narrow, wide = (_by_cell(smoke.rows(rescoring=name)) for name in ("cm_clip", "cm_clip_wide"))
+    assert none != narrow and none != wide and narrow != wide
+
+
+def test_30_ablation_c_agrees_with_fine_tuning(smoke):
+    """c = 1 is the detector alone, in both label spaces; c = 0.7 is what fine-tuning recorded."""
+    rows = smoke.record("30_ablation_c")["rows"]
+    assert len(rows) == 2 * 8 * 2 * 3  # K, cells, label spaces, c
+    for space, name in SPACES.items():
+        own = [row for row in rows if row["label_space"] == space]
+        at = {c: _by_cell([row for row in own if row["c"] == c]) for c in (0.0, 0.7, 1.0)}
+        assert at[1.0] == _by_cell(smoke.rows(rescoring="none"))
+        assert at[0.7] == _by_cell(smoke.rows(rescoring=name))
+        assert at[0.0].keys() == at[1.0].keys() and at[0.0] != at[1.0]
+
+
+def test_30_ablation_c_needs_no_forward_pass(smoke, tmp_path, monkeypatch):
+    """Neither the base model nor the CLIP is there, and no network may be called."""
+    link_project(tmp_path)
+    (tmp_path / "data").symlink_to(smoke.root / "data")
+    shutil.copytree(
+        smoke.results,
+        tmp_path / "results" / "smoke",
+        ignore=shutil.ignore_patterns("base_training-*", "tiny_clip-*", "figures", "tables"),
+    )
+    shutil.copytree(smoke.results / "records", tmp_path / "results" / "smoke" / "records", dirs_exist_ok=True)
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_, **__: pytest.fail("a network was called"))
+    record = smoke.record("30_ablation_c")
+    params = MODELS["30_ablation_c"].model_validate(record["params"])
+    assert ablate_c(params, start_run(params)) == record["rows"]
+
+
+def test_31_ablation_bnrl(smoke):
+    rows = smoke.record("31_ablation_bnrl")["rows"]
+    # arms x (background weights x (alphas + betas) + gammas x epsilons)
+    assert len(rows) == 2 * (2 * (2 + 2) + 2 * 2)
+    values = {}
+    for row in rows:
+        assert 0 <= row["nAP50"] <= 100 and row["seed"] == 0
+        if row["sweep"] == "beta_tied":
+            assert row["beta"] == pytest.approx(1 - row["alpha"])
+        else:
+            assert row["alpha"] == 0.2
+        point = tuple(row[k] for k in ("arm", "alpha", "beta", "gamma", "epsilon", "background_weight"))
+        values.setdefault(point, set()).add((row["nAP"], row["nAP50"]))
+    assert all(len(found) == 1 for found in values.values())  # where sweeps cross, they agree
+    assert len(values) == 2 * (2 * 3 + 3) and len(set().union(*values.values())) > 2
+
+
+def test_32_clip_backbones(smoke):
+    """The CLIP of the fine-tuning run gives the rows of that run; the other has random weights and says so."""
+    rows = smoke.record("32_clip_backbones")["rows"]
+    trained = [row for row in rows if row["clip"] == "risf-tiny-resnet"]
+    random = [row for row in rows if row not in trained]
+    assert len(trained) == len(random) == 2 * 2  # seeds, arms
+    assert {row["clip"] for row in random} == {"risf-tiny-vit (random weights)"}
+    assert not any(row["path_only"] for row in trained) and all(row["path_only"] for row in random)
+    cells = {"shots": 2, "loss": "ce"}
+    without, rescored = (_by_cell(smoke.rows(rescoring=name, **cells)) for name in ("none", "cm_clip"))
+    assert _by_cell(trained) == rescored and _by_cell(random).keys() == rescored.keys()
+    accuracy = smoke.record("12_tiny_clip")["metrics"]["crop_accuracy"]
+    for row in rows:
+        before = without[tuple(row[key] for key in KEY)]
+        gains = (row["nAP"] - before[0], row["nAP50"] - before[1])
+        assert (row["gain_nAP"], row["gain"]) == pytest.approx(gains)
+    for row in trained:
+        assert row["crop_accuracy"] == pytest.approx(accuracy["split1"]["accuracy"])
+        assert row["crop_accuracy_all"] == pytest.approx(accuracy["all"]["accuracy"])
+        assert row["parameters"] == smoke.record("12_tiny_clip")["metrics"]["parameters"]
+
+
+# --- stored files ---------------------------------------------------------------------------------------------------
+
+
+def test_stored_detections_reach_below_the_cut_and_have_similarities_beside_them(smoke):
+    above, below = 0, 0
+    for record in smoke.records("20_fine_tuning"):
+        folder, params = smoke.artifacts(record), record["params"]
+        cells = itertools.product(params["seeds"], params["arms"], params["losses"])
+        names = sorted(f"seed{seed}-{arm}-{loss}.npz" for seed, arm, loss in cells)
+        for kind in ("detections", "similarities"):
+            assert sorted(path.name for path in (folder / kind).iterdir()) == names
+        for name in names:
+            found = Detections.load(folder / "detections" / name)
+            beside = Similarities.load(folder / "similarities" / name)
+            assert found.scores.min() > 0.001 and np.bincount(found.image_ids).max() <= 300
+            assert found.class_scores.shape == (len(found), len(found.class_names) + 1)
+            own = found.class_scores[np.arange(len(found)), found.labels]
+            np.testing.assert_array_equal(own, found.scores)
+            is_novel = np.isin(found.labels, [found.class_names.index(label) for label in SPLITS[1]])
+            np.testing.assert_array_equal(beside.encoded, (found.scores > 0.05) & is_novel)
+            assert set(beside.label_names) > set(CLASSES) and np.nanmax(abs(beside.cosines), initial=0) <= 1.0
+            above, below = above + (found.scores > 0.05).sum(), below + (found.scores <= 0.05).sum()
+    assert above and below
+
+
+# --- tables and figures ---------------------------------------------------------------------------------------------
+
+
+def test_40_results_writes_every_table_and_figure_in_every_form(smoke):
+    metrics = smoke.record("40_results")["metrics"]
+    tables, figures = smoke.results / "tables", smoke.results / "figures"
+    pairs = {f"before_after-{record['run_id']}" for record in smoke.records("20_fine_tuning")}
+    for folder, endings, number in (
+        (tables, ("csv", "md", "tex"), metrics["num_tables"]),
+        (figures, ("png", "pdf", "txt"), metrics["num_figures"] + len(pairs)),
+    ):
+        names = {path.stem for path in folder.iterdir()}
+        assert len(names) == number
+        assert {path.name for path in folder.iterdir()} == {f"{n}.{e}" for n in names for e in endings}
+        assert all(path.stat().st_size > 20 for path in folder.iterdir())
+    assert {path.stem for path in tables.glob("*.csv")} >= {
+        "main_nAP", "main_nAP50", "paired_nAP50", "interaction_nAP50", "sensitivity_c_nAP50", "sensitivity_beta_omega",
+        "sensitivity_gamma_epsilon", "backbones", "gfsod", "per_class_fsod", "base_training", "tiny_clip", "cost",
+    }  # fmt: skip
+    assert {path.stem for path in figures.glob("*.png")} >= {
+        "main_nAP50", "paired_nAP50", "interaction_nAP50", "sensitivity_c_nAP50", "sensitivity_beta_omega",
+        "sensitivity_gamma_epsilon", "backbones", *pairs,
+    }  # fmt: skip
+
+
+def test_tables_hold_means_and_intervals_of_the_rows(smoke):
+    """n = 2: the half-width is t s / sqrt(2) = 12.7 |a - b| / 2."""
+    frame = smoke.table("main_nAP50")
+    frame = frame[frame["setting"] == "fsod"]
+    keys = ("arm", "loss", "rescoring", "shots")
+    assert len(frame.drop_duplicates(list(keys))) == len(frame) == 2 * 2 * 2 * 2
+    assert set(frame["rescoring"]) == {"none", "cm_clip"}  # the wider label space is no column beside these
+    for row in frame.to_dict("records"):
+        first, second = (found["nAP50"] for found in smoke.rows(**{key: row[key] for key in keys}))
+        assert row["mean"] == pytest.approx((first + second) / 2, abs=1e-4)
+        assert row["half_width"] == pytest.approx(T95_ONE_DEGREE * abs(first - second) / 2, abs=1e-4)
+        assert (row["n"], row["status"]) == (2, "complete")
+
+
+def test_paired_table_holds_differences_seed_by_seed(smoke):
+    frame = smoke.table("paired_nAP50")
+    frame = frame[(frame["setting"] == "fsod") & (frame["shots"] != "all")]
+    sides = {
+        "CM-CLIP − none": ({"rescoring": "cm_clip"}, {"rescoring": "none"}, "loss"),
+        "bnrl − ce": ({"loss": "bnrl"}, {"loss": "ce"}, "rescoring"),
+    }
+    assert set(frame["comparison"]) == set(sides) and len(frame) == 2 * 2 * 2 * 2
+    for row in frame.to_dict("records"):
+        plus, minus, given = sides[row["comparison"]]
+        fixed = {"arm": row["arm"], "shots": int(row["shots"]), given: row["given"]}
+        sides_of = [[smoke.rows(seed=seed, **fixed, **side)[0] for side in (plus, minus)] for seed in (0, 1)]
+        differences = [first["nAP50"] - second["nAP50"] for first, second in sides_of]
+        assert row["mean"] == pytest.approx(np.mean(differences), abs=1e-4) and row["n"] == 2
+        spread = T95_ONE_DEGREE * abs(differences[0] - differences[1]) / 2
+        assert row["half_width"] == pytest.approx(spread, abs=1e-4)
+
+
+# --- the same again -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_parameters_give_the_same_numbers_in_fresh_processes(smoke, own):
+    """Base model, CLIP and fine-tuning, the world and all stored files: killed and resumed here, undisturbed there."""
+    paths = sorted((own / "results" / "smoke" / "records").glob("*.json"))
+    names = [path.stem for path in paths]
+    assert [name.split("-")[0] for name in names] == ["base_training", "fine_tuning", "tiny_clip"]
+    for path in (paths[0], paths[2]):
+        first, second = (json.loads(p.read_text()) for p in (smoke.results / "records" / path.name, path))
+        assert first.pop("environment") != second.pop("environment")
+        assert first == second
+    (first,) = (record for record in smoke.fine_tuning() if record["params"]["shots"] == 1)
+    second = json.loads(paths[1].read_text())
+    assert first["rows"] == [row for row in second["rows"] if row["loss"] != "focal"]
+    assert first["upstream"] == second["upstream"] and first["split_hash"] == second["split_hash"]
+    files = files_that_repeat(own)
+    kinds = Counter(path.suffix for path in files)
+    assert kinds[".pth"] == kinds[".pt"] == 1 and kinds[".npz"] > 2 * 8 and kinds[".png"] > 80
+    for name, path in files.items():
+        twin = smoke.root / str(name).replace(names[1], first["run_id"])
+        is_shared = names[1] not in name.parts or (path.suffix == ".npz" and "focal" not in name.stem)
+        assert not is_shared or content(path) == content(twin), name
+
+
+def test_the_same_records_give_the_same_tables_and_figures(smoke, tmp_path):
+    """40_results, in a kernel, against ``make figures`` in a project that holds the records alone (but its own)."""
+    results = link_project(tmp_path) / "results" / "smoke"
+    shutil.copytree(
+        smoke.results / "records", results / "records", ignore=shutil.ignore_patterns("results-*")
+    )
+    command = [sys.executable, "-m", "risf_core.tables", "--profile", "smoke"]
+    subprocess.run(command, cwd=tmp_path, env=project_environment(tmp_path), check=True, capture_output=True)
+    for folder in ("tables", "figures"):
+        first, second = (
+            {path.name: path.read_bytes() for path in (place / folder).iterdir()}
+            for place in (smoke.results, results)
+        )
+        from_records = {name for name in first if not name.startswith("before_after-")}
+        assert from_records == second.keys() and len(second) > 20
+        assert [name for name in second if first[name] != second[name]] == []
+
+
+# --- a loss of the user's own ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_a_short_loss_and_how_to_run_it():
+    assert len(readme_loss().splitlines()) <= 15
+    command = re.search(r"(?m)^    (\S+python -m risf_core.run(?:.*\\\n)*.*)$", readme_section())
+    words = shlex.split(command[1])
+    assert words[1:3] == ["-m", "risf_core.run"] and words[-2:] == ["losses", "[my_losses.py:focal]"]
+
+
+def test_an_own_loss_has_rows_and_paired_differences(own, monkeypatch):
+    monkeypatch.setenv("RISF_ROOT", str(own))
+    (record,) = read_records("smoke", "20_fine_tuning")
+    rows = [row for row in record["rows"] if (row["arm"], row["rescoring"]) == ("missing", "none")]
+    cells = {(row["loss"], row["seed"]): row for row in rows}
+    assert cells.keys() == {(loss, seed) for loss in ("ce", "bnrl", "focal") for seed in (0, 1)}
+    for metric in ("final_loss", "nAP"):  # each cell is a training of its own
+        assert len({row[metric] for row in rows}) == len(rows)
+    frame = paired_table(read_records("smoke"), metric="nAP").data
+    frame = frame[(frame["arm"] == "missing") & (frame["given"] == "none") & (frame["shots"] == 1)]
+    pairs = {row["comparison"]: row for row in frame.to_dict("records")}
+    for other in ("ce", "bnrl"):
+        differences = [cells["focal", seed]["nAP"] - cells[other, seed]["nAP"] for seed in (0, 1)]
+        pair = pairs[f"focal − {other}"]
+        assert pair["mean"] == pytest.approx(np.mean(differences)) and pair["n"] == 2
+        assert pair["up"] == sum(difference > 0 for difference in differences)
+
+
+def test_the_content_of_an_own_loss_is_part_of_the_run(own):
+    file, asked = own / "my_losses.py", own_loss_words("--dry-run")
+    assert launch(own, *asked).stdout.startswith("nothing to do: 1 of 1 runs are finished")
+    original = file.read_text()
+    file.write_text(original.replace("gamma=2.0", "gamma=3.0"))
+    try:
+        assert launch(own, *asked).stdout.startswith("would run ")
+    finally:
+        file.write_text(original)
