@@ -38,12 +38,13 @@ class Smoke:
     """The finished project, and what was seen when its first launcher was killed.
 
     ``made_before``: records and stored detections that were finished then, with the time of their last change;
-    ``left_alive``: processes that outlived the launcher; ``done``: the second launcher, which ended by itself.
+    ``outlived``: processes that lived on, and records that appeared before the second launcher was started;
+    ``done``: that one, which ended by itself.
     """
 
     root: Path
     made_before: dict[Path, int]
-    left_alive: list[psutil.Process]
+    outlived: list[psutil.Process | Path]
     done: subprocess.CompletedProcess
 
     @property
@@ -88,11 +89,11 @@ def work_off(root: Path) -> Smoke:
     runs.insert(2, {"params": "params/smoke/20_fine_tuning.yaml", "set": STOPPING_RUN})
     (root / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}))
     words = ("--list", "runs.yaml", "--workers", "2")
-    made_before, left_alive = _kill_while_training(root, *words)
-    return Smoke(root, made_before, left_alive, launch(root, *words))
+    made_before, outlived = _kill_while_training(root, *words)
+    return Smoke(root, made_before, outlived, launch(root, *words))
 
 
-def _kill_while_training(root: Path, *words: str) -> tuple[dict[Path, int], list[psutil.Process]]:
+def _kill_while_training(root: Path, *words: str) -> tuple[dict[Path, int], list[psutil.Process | Path]]:
     """Kill the launcher with -9 once a fine-tuning has stored two cells: see ``Smoke`` for what comes back."""
     results, family = root / "results" / "smoke", []
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -107,9 +108,11 @@ def _kill_while_training(root: Path, *words: str) -> tuple[dict[Path, int], list
         process.kill()
         process.wait()
     assert len(family) >= 2  # at least a worker and its kernel
+    records = set(results.glob("records/*.json"))
+    stored = results.glob("artifacts/fine_tuning-*/detections/*-ce.npz")
+    made_before = {path: path.stat().st_mtime_ns for path in (*records, *stored)}
     _, alive = psutil.wait_procs(family, timeout=10)
-    finished = [*results.glob("records/*.json"), *results.glob("artifacts/fine_tuning-*/detections/*-ce.npz")]
-    return {path: path.stat().st_mtime_ns for path in finished}, alive
+    return made_before, [*alive, *(set(results.glob("records/*.json")) - records)]
 
 
 def own_loss_words(*more: str) -> tuple[str, ...]:

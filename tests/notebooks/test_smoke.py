@@ -65,7 +65,7 @@ def _specs(smoke: Smoke, monkeypatch) -> list[RunSpec]:
 
 def test_a_killed_list_leaves_no_process_and_repeats_nothing(smoke):
     """Neither a finished run nor a finished cell of the run that was under way is made again."""
-    assert not smoke.left_alive
+    assert not smoke.outlived
     kinds = Counter(path.parent.name for path in smoke.made_before)
     assert kinds["records"] >= 2 and kinds["detections"] >= 1
     assert {path: path.stat().st_mtime_ns for path in smoke.made_before} == smoke.made_before
@@ -328,7 +328,7 @@ def test_stored_detections_reach_below_the_cut_and_have_similarities_beside_them
         for name in names:
             found = Detections.load(folder / "detections" / name)
             beside = Similarities.load(folder / "similarities" / name)
-            assert found.scores.min() > 0.001 and np.bincount(found.image_ids).max() <= 300
+            assert found.scores.min(initial=1.0) > 0.001 and np.bincount(found.image_ids).max(initial=0) <= 300
             assert found.class_scores.shape == (len(found), len(found.class_names) + 1)
             own = found.class_scores[np.arange(len(found)), found.labels]
             np.testing.assert_array_equal(own, found.scores)
