@@ -40,6 +40,10 @@ CAFFE2_LEAF = {
     "bn_b": "norm.bias",
     "bn_rm": "norm.running_mean",
     "bn_riv": "norm.running_var",
+    "bn_gamma": "norm.weight",
+    "bn_beta": "norm.bias",
+    "bn_running_mean": "norm.running_mean",
+    "bn_running_var": "norm.running_var",
 }
 TORCHVISION_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([1-3])|downsample\.([01]))\.(\w+)")
 TORCHVISION_STEM = re.compile(r"(conv|bn)1\.(\w+)")

@@ -114,7 +114,7 @@ def select_detections(
     """
     probs = logits.softmax(dim=1)
     num_classes = probs.shape[1] - 1
-    deltas = deltas.view(len(deltas), -1, 4)
+    deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4)  # not -1: there may be no proposal
     boxes = roi_box_coder.decode_single(
         deltas.reshape(-1, 4), proposals[:, None].expand(-1, deltas.shape[1], 4).reshape(-1, 4)
     )
