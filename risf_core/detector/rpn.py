@@ -17,6 +17,11 @@ RPN_POSITIVE_FRACTION = 0.5
 rpn_box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Single precision for what autocast left in half precision; double stays double."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def cell_anchors(sizes: list[float], ratios: list[float]) -> Tensor:
     """Anchors around (0, 0), size-major, not rounded: float32 [len(sizes) * len(ratios), 4], pixels.
 
@@ -108,9 +113,9 @@ class RPN(nn.Module):
         logits, deltas = self.rpn_head(features)
         batch, _, height, width = logits.shape
         anchors = grid_anchors(self.cells, height, width, self.stride)
-        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1).float()
-        deltas = deltas.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4).float()
-        return anchors, logits, deltas
+        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1)
+        deltas = deltas.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
+        return anchors, at_least_float32(logits), at_least_float32(deltas)
 
     @torch.no_grad()
     def proposals(
