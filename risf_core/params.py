@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from risf_core.errors import ParamsError
-from risf_core.runs.notebook_cells import names_in_parameters_cell
+from risf_core.runs.notebook_cells import names_in_force, names_in_parameters_cell
 from risf_core.runs.yaml_files import explain, nearest, project_path
 
 T = TypeVar("T")
@@ -209,7 +209,8 @@ class NotebookParams(Strictly):
                 known = nearest(name, cls.model_fields)
                 raise ParamsError(f"{cls.notebook}: unknown parameter {name!r} (nearest: {known!r}).")
         try:
-            return cls.model_validate({key: namespace[key] for key in cls.model_fields if key in namespace})
+            known = names_in_force(namespace) & namespace.keys()
+            return cls.model_validate({key: namespace[key] for key in cls.model_fields if key in known})
         except ValidationError as error:
             raise ParamsError(f"{cls.notebook}: {explain(error, cls)}") from None
 

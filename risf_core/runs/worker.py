@@ -70,12 +70,13 @@ def work(params: NotebookParams, notebook: Path, *, force: bool) -> int:
         except BaseException:
             record_path(params).unlink(missing_ok=True)  # a cell after run.finish() failed
             raise
-        record = finished_record(params, notebook)
-        if record is None:
-            raise RisfError(
-                "the notebook ran to its end and wrote no record: its last cell must call run.finish(...)"
-            )
-        return DONE
+        if finished_record(params, notebook) is not None:
+            return DONE
+        if record_path(params).is_file():
+            raise RisfError("code or data changed while the notebook ran; call the same command again")
+        raise RisfError(
+            "the notebook ran to its end and wrote no record: its last cell must call run.finish(...)"
+        )
 
 
 def _make_room(params: NotebookParams, state: str, *, force: bool) -> None:
@@ -98,16 +99,25 @@ def _execute(params: NotebookParams, notebook: Path) -> None:
 
     with tempfile.TemporaryDirectory(prefix="risf-jupyter-") as folder:
         _own_jupyter(Path(folder))
-        papermill.execute_notebook(
-            str(notebook),
-            str(notebook_output(params)),
-            parameters=params.model_dump(mode="json"),
-            kernel_name="python3",
-            language="python",
-            cwd=str(project_root()),
-            log_output=False,
-            progress_bar=False,
-        )
+        for tries_left in (2, 1, 0):
+            try:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(notebook_output(params)),
+                    parameters=params.model_dump(mode="json"),
+                    kernel_name="python3",
+                    language="python",
+                    cwd=str(project_root()),
+                    log_output=False,
+                    progress_bar=False,
+                )
+                return
+            except RuntimeError as error:
+                # Ports are chosen before the kernel takes them, so that of two starting at once one may find its own
+                # taken. No cell has run then.
+                if "before replying" not in str(error) or not tries_left:
+                    raise
+                log_line("the kernel did not start; once more")
 
 
 def _own_jupyter(folder: Path) -> None:
@@ -145,9 +155,8 @@ def main() -> int:
     die_with_parent(job["launcher"])
     params = MODELS[job["notebook"]].model_validate(job["params"])
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it warns of each name that the cell leaves to its default
+    # it warns of each name that the cell leaves to its default
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         return work(params, Path(job["notebook_path"]), force=job["force"])
     except Exception as error:  # the launcher tells the user; here the whole story goes to the log
