@@ -124,7 +124,10 @@ class ProposalGenerator(RPN):
 
     def __init__(self, params: DetectorParams, channels: int, stride: int) -> None:
         anchors = DefaultAnchorGenerator(
-            sizes=[list(params.anchor_sizes)], aspect_ratios=[list(params.anchor_ratios)], strides=[stride]
+            sizes=[list(params.anchor_sizes)],
+            aspect_ratios=[list(params.anchor_ratios)],
+            strides=[stride],
+            offset=0.0,  # its configurations' value; the class's own default is half a cell
         )
         super().__init__(
             in_features=["res4"],
@@ -155,7 +158,7 @@ class ProposalGenerator(RPN):
     def proposals(self, anchors, logits, deltas, image_sizes, *, count: int) -> list[tuple[Tensor, Tensor]]:
         """The best ``count`` boxes [R_i, 4] (pixels of the resized image) and logits [R_i] of each image."""
         self.post_nms_topk = {True: count, False: count}
-        found = self.predict_proposals([Boxes(anchors)], [logits], [deltas], image_sizes)
+        found = self.predict_proposals([Boxes(anchors)], [logits.float()], [deltas], image_sizes)
         return [(one.proposal_boxes.tensor, one.objectness_logits) for one in found]
 
     def sample(self, anchors: Tensor, gt_boxes: Tensor) -> SampledAnchors:
@@ -191,9 +194,8 @@ class BoxPredictor(FastRCNNOutputLayers):
         self.dropout = params.cls_dropout
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:  # [R, D] -> [R, C+1], [R, 4C] or [R, 4]
-        _, deltas = super().forward(features)
-        logits, _ = super().forward(F.dropout(features, self.dropout, self.training))
-        return at_least_float32(logits), at_least_float32(deltas)
+        logits = self.cls_score(F.dropout(features, self.dropout, self.training))
+        return at_least_float32(logits), at_least_float32(self.bbox_pred(features))
 
 
 class RoIHeads(Res5ROIHeads):
