@@ -7,6 +7,7 @@ import torch
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.world import build_world
+from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import save_checkpoint
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
@@ -30,7 +31,7 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
     """
     benchmark = open_benchmark(params.data, split=params.split)
     seed_everything(step_seed(params.seed, -2))
-    detector = FasterRCNN(params.detector, len(benchmark.base_names)).to(run.device)
+    detector = build_detector(params.detector, len(benchmark.base_names)).to(run.device)
     dtype = resolve_precision(params.solver.precision, torch.device(run.device))
     run.environment["training_precision"] = str(dtype).removeprefix("torch.")
     metrics: dict = {"pretraining_accuracy": None, "pretraining_curve": None}

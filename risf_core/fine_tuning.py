@@ -16,6 +16,7 @@ from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache, load_batch
 from risf_core.detections import Detections, Similarities
+from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
@@ -70,7 +71,7 @@ class FewShotContext:
         changes = {"rpn_post_nms_train": head.num_proposals, "roi_batch": head.roi_batch}
         changes |= {"cls_dropout": head.cls_dropout, "roi_gradient_scale": head.roi_gradient_scale}
         seed_everything(step_seed(seed, -1))
-        detector = FasterRCNN(
+        detector = build_detector(
             self.base.detector.model_copy(update=changes), len(self.class_names), classification_loss=loss
         )
         state = surgery(

@@ -103,6 +103,7 @@ Data = Annotated[PictogramData | CocoData, Field(discriminator="source"), Before
 class DetectorParams(Strictly):
     """C4 Faster R-CNN with gradient-decoupled layers; the defaults are the mini detector's."""
 
+    backend: Literal["risf", "detectron2"] = Field("risf", description="whose parts; detectron2 is optional")
     block: Literal["basic", "bottleneck"] = Field("basic", description="residual block of res2 to res5")
     stages: Many[Count] = Field(
         (1, 2, 2), min_length=3, max_length=3, description="blocks of res2, res3, res4"

@@ -16,12 +16,13 @@ from risf_core.detector.gradient_decoupling import AffineLayer, decouple
 from risf_core.detector.resnet_c4 import ResNetC4
 from risf_core.detector.roi_heads import (
     Res5RoIHeads,
+    SampledRoIs,
     box_head_losses,
     label_rois,
     sample_rois,
     select_detections,
 )
-from risf_core.detector.rpn import RPN
+from risf_core.detector.rpn import RPN, SampledAnchors
 from risf_core.errors import DataError
 from risf_core.params import DetectorParams
 
@@ -47,6 +48,8 @@ class FasterRCNN(nn.Module):
         classification_loss: ``(logits [R, C+1], labels [R]) -> scalar`` of the box head; cross-entropy by default.
     """
 
+    backbone_class, rpn_class, roi_heads_class = ResNetC4, RPN, Res5RoIHeads
+
     def __init__(
         self,
         params: DetectorParams,
@@ -58,12 +61,12 @@ class FasterRCNN(nn.Module):
         self.params = params
         self.num_classes = num_classes
         self.classification_loss = classification_loss
-        self.backbone = ResNetC4(params)
+        self.backbone = self.backbone_class(params)
         channels, stride = self.backbone.out_channels, self.backbone.stride
         self.affine_rpn = AffineLayer(channels)
         self.affine_rcnn = AffineLayer(channels)
-        self.proposal_generator = RPN(params, channels, stride)
-        self.roi_heads = Res5RoIHeads(params, channels, stride, num_classes)
+        self.proposal_generator = self.rpn_class(params, channels, stride)
+        self.roi_heads = self.roi_heads_class(params, channels, stride, num_classes)
         self.register_buffer("pixel_mean", torch.tensor(params.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(params.pixel_std).view(3, 1, 1), persistent=False)
         self.set_trainable("all")
@@ -150,20 +153,43 @@ class FasterRCNN(nn.Module):
         return self.roi_heads.region_features(decoupled, boxes)
 
     def losses(
-        self, batch: Tensor, sizes: list[Size], targets: Sequence[dict[str, Tensor]]
+        self,
+        batch: Tensor,
+        sizes: list[Size],
+        targets: Sequence[dict[str, Tensor]],
+        *,
+        samples: tuple[list[SampledAnchors] | None, list[SampledRoIs]] | None = None,
     ) -> dict[str, Tensor]:
-        """The four losses of a normalised batch; boxes in the pixels of the resized images."""
+        """The four losses of a normalised batch; boxes in the pixels of the resized images.
+
+        Args:
+            samples: What ``draw_samples`` would draw, to repeat a recorded step; None draws.
+        """
         features = self.backbone(batch)
         proposals, rpn_output = self.proposals(features, sizes)
-        losses = {}
-        if any(parameter.requires_grad for parameter in self.proposal_generator.parameters()):
-            losses = self.proposal_generator.losses(*rpn_output, [target["boxes"] for target in targets])
-        rois = []
-        for (boxes, _), target in zip(proposals, targets, strict=True):
-            labelled = label_rois(boxes, target["boxes"], target["labels"], num_classes=self.num_classes)
-            rois.append(labelled.take(self.sample(labelled.labels)))
+        anchors, rois = samples or self.draw_samples(
+            rpn_output[0], [boxes for boxes, _ in proposals], targets
+        )
+        losses = {} if anchors is None else self.proposal_generator.losses(*rpn_output, anchors)
         pooled = self.region_features(features, [r.boxes for r in rois])
         return losses | self.head_losses(pooled, rois)
+
+    def draw_samples(
+        self, anchors: Tensor, proposals: list[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> tuple[list[SampledAnchors] | None, list[SampledRoIs]]:
+        """The anchors (None for a frozen RPN) and the RoIs of each image that are trained on."""
+        sampled = None
+        if any(parameter.requires_grad for parameter in self.proposal_generator.parameters()):
+            sampled = [self.proposal_generator.sample(anchors, target["boxes"]) for target in targets]
+        return sampled, self.draw_rois(proposals, targets)
+
+    def draw_rois(self, proposals: list[Tensor], targets: Sequence[dict[str, Tensor]]) -> list[SampledRoIs]:
+        """The RoIs of each image that are trained on, labelled."""
+        rois = []
+        for boxes, target in zip(proposals, targets, strict=True):
+            labelled = label_rois(boxes, target["boxes"], target["labels"], num_classes=self.num_classes)
+            rois.append(labelled.take(self.sample(labelled.labels)))
+        return rois
 
     def sample(self, labels: Tensor) -> Tensor:
         """Indices of the RoIs of one image that are trained on."""

@@ -10,7 +10,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
 from risf_core.detector.resnet_c4 import build_stage
-from risf_core.detector.rpn import subsample
+from risf_core.detector.rpn import at_least_float32, subsample
 from risf_core.params import DetectorParams
 
 ROI_IOU_FOREGROUND = 0.5
@@ -36,7 +36,8 @@ class BoxPredictor(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:  # [R, D] -> [R, C+1], [R, 4C] or [R, 4]
         deltas = self.bbox_pred(features)
-        return self.cls_score(F.dropout(features, self.dropout, self.training)).float(), deltas.float()
+        logits = self.cls_score(F.dropout(features, self.dropout, self.training))
+        return at_least_float32(logits), at_least_float32(deltas)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def box_head_losses(
     """
     logits, deltas = predictor(features)
     foreground = torch.nonzero(rois.labels < predictor.num_classes).squeeze(1)
-    deltas = deltas.view(len(deltas), -1, 4)
+    deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4)
     columns = rois.labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
     targets = roi_box_coder.encode_single(rois.gt_boxes[foreground], rois.boxes[foreground])
     loss_box = (deltas[foreground, columns] - targets).abs().sum() / max(len(rois.labels), 1)
@@ -117,7 +118,7 @@ def select_detections(
     """
     probs = logits.softmax(dim=1)
     num_classes = probs.shape[1] - 1
-    deltas = deltas.view(len(deltas), -1, 4)
+    deltas = deltas.view(len(deltas), deltas.shape[1] // 4, 4)  # not -1: there may be no proposal
     boxes = roi_box_coder.decode_single(
         deltas.reshape(-1, 4), proposals[:, None].expand(-1, deltas.shape[1], 4).reshape(-1, 4)
     )

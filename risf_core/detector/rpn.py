@@ -1,5 +1,8 @@
 """The region proposal network: anchors, objectness and deltas, proposals, and its two losses."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +15,11 @@ RPN_NMS_THRESH = 0.7  # Faster R-CNN; detectron2's default
 RPN_IOU_BACKGROUND, RPN_IOU_FOREGROUND = 0.3, 0.7  # Faster R-CNN, section 3.1.2
 RPN_POSITIVE_FRACTION = 0.5
 rpn_box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Single precision for what autocast left in half precision; double stays double."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def cell_anchors(sizes: list[float], ratios: list[float]) -> Tensor:
@@ -59,6 +67,15 @@ def subsample(
     return positive, negative
 
 
+@dataclass(frozen=True)
+class SampledAnchors:
+    """Anchors of one image drawn for training: indices [P] and [Q], and the box of each positive one [P, 4]."""
+
+    positive: Tensor
+    negative: Tensor
+    gt_boxes: Tensor
+
+
 class RPNHead(nn.Module):
     """A 3x3 convolution, then objectness and deltas of the A anchors of each cell."""
 
@@ -96,9 +113,9 @@ class RPN(nn.Module):
         logits, deltas = self.rpn_head(features)
         batch, _, height, width = logits.shape
         anchors = grid_anchors(self.cells, height, width, self.stride)
-        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1).float()
-        deltas = deltas.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4).float()
-        return anchors, logits, deltas
+        logits = logits.permute(0, 2, 3, 1).reshape(batch, -1)
+        deltas = deltas.view(batch, -1, 4, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
+        return anchors, at_least_float32(logits), at_least_float32(deltas)
 
     @torch.no_grad()
     def proposals(
@@ -137,21 +154,32 @@ class RPN(nn.Module):
         labels[matched == Matcher.BETWEEN_THRESHOLDS] = -1
         return labels, gt_boxes[matched.clamp(min=0)]
 
+    def sample(self, anchors: Tensor, gt_boxes: Tensor) -> SampledAnchors:
+        """Draw the anchors of one image that are trained on."""
+        labels, matched = self.assign(anchors, gt_boxes)
+        positive, negative = subsample(
+            labels, count=self.params.rpn_batch, positive_fraction=RPN_POSITIVE_FRACTION, background=0
+        )
+        return SampledAnchors(positive, negative, matched[positive])
+
     def losses(
-        self, anchors: Tensor, logits: Tensor, deltas: Tensor, gt_boxes: list[Tensor]
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, samples: Sequence[SampledAnchors]
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy over sampled anchors and L1 over the positive ones, per sampled anchor."""
-        loss_objectness = loss_box = logits.sum() * 0.0
-        for i, boxes in enumerate(gt_boxes):
-            labels, matched = self.assign(anchors, boxes)
-            positive, negative = subsample(
-                labels, count=self.params.rpn_batch, positive_fraction=RPN_POSITIVE_FRACTION, background=0
-            )
-            sampled = torch.cat([positive, negative])
+        """Binary cross-entropy over sampled anchors and L1 over the positive ones, per sampled anchor.
+
+        Args:
+            anchors: [N, 4]. logits: [B, N]. deltas: [B, N, 4].
+            samples: The anchors of each image to train on, as ``sample`` draws them.
+        """
+        loss_objectness, loss_box = logits.sum() * 0.0, deltas.sum() * 0.0
+        for i, sample in enumerate(samples):
+            sampled = torch.cat([sample.positive, sample.negative])
+            objects = torch.zeros_like(logits[i, sampled])
+            objects[: len(sample.positive)] = 1.0
             loss_objectness = loss_objectness + F.binary_cross_entropy_with_logits(
-                logits[i, sampled], labels[sampled].float(), reduction="sum"
+                logits[i, sampled], objects, reduction="sum"
             )
-            targets = rpn_box_coder.encode_single(matched[positive], anchors[positive])
-            loss_box = loss_box + (deltas[i, positive] - targets).abs().sum()
-        normalizer = self.params.rpn_batch * len(gt_boxes)
+            targets = rpn_box_coder.encode_single(sample.gt_boxes, anchors[sample.positive])
+            loss_box = loss_box + (deltas[i, sample.positive] - targets).abs().sum()
+        normalizer = self.params.rpn_batch * len(samples)
         return {"loss_rpn_objectness": loss_objectness / normalizer, "loss_rpn_box": loss_box / normalizer}

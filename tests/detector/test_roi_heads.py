@@ -97,6 +97,20 @@ def test_deltas_are_class_specific():
     assert torch.allclose(boxes[0], proposals[0]) and torch.allclose(boxes[1], target[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("columns", [4, 12])
+def test_no_proposal_gives_empty_tensors(columns):
+    """All boxes of the RPN may be empty or not finite."""
+    found = select_detections(
+        torch.zeros(0, 4),
+        torch.zeros(0, columns),
+        torch.zeros(0, 4),
+        (5, 5),
+        score_thresh=0.05,
+        max_detections=3,
+    )
+    assert found["boxes"].shape == (0, 4) and found["class_scores"].shape == (0, 4)
+
+
 def test_no_detection_gives_empty_tensors():
     found = select_detections(
         torch.tensor([[-9.0, 9.0]]),
