@@ -6,7 +6,7 @@ import numpy as np
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.world import build_world
-from risf_core.detector.checkpoints import save_checkpoint
+from risf_core.detector.checkpoints import save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator, proposal_recall
@@ -53,8 +53,7 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
         desc="base training",
         checkpoint=run.dir / "checkpoint.pth",
     )
-    content = {"model": detector.state_dict(), "class_names": list(benchmark.base_names)}
-    save_checkpoint(run.dir / "model.pth", content)
+    save_detector(run.dir / "model.pth", detector, benchmark.base_names)
     return metrics | evaluate_base_model(detector, benchmark)
 
 

@@ -16,7 +16,7 @@ from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache, load_batch
 from risf_core.detections import Detections, Similarities
-from risf_core.detector.checkpoints import load_weights, read_checkpoint, surgery
+from risf_core.detector.checkpoints import load_weights, read_checkpoint, save_detector, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator
@@ -135,6 +135,7 @@ def fine_tune(
     arm: str,
     trainable: str = "box_head",
     cached: bool = True,
+    weights: Path | None = None,
 ) -> tuple[Detections, list[dict[str, float]]]:
     """Fine-tune on one K-shot set and detect in the test images.
 
@@ -142,6 +143,7 @@ def fine_tune(
         loss: ``(logits [R, C+1], labels [R]) -> scalar``.
         cached: Train the box head on cached region features (``trainable`` must be ``box_head``); else the whole
             forward pass is computed in every step.
+        weights: Where the fine-tuned detector is kept; None keeps it nowhere.
 
     Returns:
         Detections as stored (score > 0.001, at most 300 an image) and the loss curve.
@@ -152,11 +154,13 @@ def fine_tune(
     solver = context.params.solver
     if cached:
         curve = train_box_head(detector, data, context.train_regions(seed, arm), solver, seed=seed, desc=desc)
-        found = detect_from_features(
-            detector.roi_heads.box_predictor, context.test_regions(), context.class_names
-        )
-        return found, curve
-    curve = train_detector(detector, data, solver, seed=seed, desc=desc)
+    else:
+        curve = train_detector(detector, data, solver, seed=seed, desc=desc)
+    if weights is not None:
+        save_detector(weights, detector, context.class_names)
+    if cached:
+        head, regions = detector.roi_heads.box_predictor, context.test_regions()
+        return detect_from_features(head, regions, context.class_names), curve
     return detect_images(detector, context.test), curve
 
 
@@ -230,7 +234,8 @@ def cell_name(seed: int, arm: str, loss: str) -> str:
 def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
     """Every cell (seed, arm, loss) of a fine-tuning run; finished cells are skipped, each other is stored when done.
 
-    Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``.
+    Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``, detectors that are to be kept to
+    ``run.dir/weights``.
 
     Returns:
         All rows: one per cell and re-scoring (``none``, ``cm_clip``, ``cm_clip_wide``), AP in percent.
@@ -252,9 +257,9 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         if run.rows.done(**key, rescoring=last):
             continue
         function = get_loss(names[loss], **params.bnrl.model_dump())
-        found, curve = fine_tune(
-            context, function, seed=seed, arm=arm, trainable=params.trainable, cached=params.cached
-        )
+        weights = run.dir / "weights" / f"{cell_name(seed, arm, loss)}.pth" if params.keep_weights else None
+        options = {"trainable": params.trainable, "cached": params.cached, "weights": weights}
+        found, curve = fine_tune(context, function, seed=seed, arm=arm, **options)
         found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
         results = {"none": found}
         if clip is not None:

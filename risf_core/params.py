@@ -360,6 +360,7 @@ class FineTuningParams(FewShotParams):
     # published: all_but_res5
     trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
+    keep_weights: bool = Field(False, description="keep each fine-tuned detector, for 21_evaluate")
 
     def label(self) -> str:
         setting = "-gfsod" if self.setting == "gfsod" else ""
@@ -370,6 +371,48 @@ class FineTuningParams(FewShotParams):
         if self.cached and self.trainable != "box_head":
             raise ValueError("cached: true needs trainable: box_head (all else must be frozen)")
         return self
+
+
+class CheckpointSource(Strictly):
+    """A trained detector: a run's, or a file of ours, of DeFRCN or of RISF."""
+
+    run: RunRef | None = Field(None, description="run of 10_base_training")
+    path: str | None = Field(None, min_length=1, description="checkpoint file (.pth)")
+    detector: DetectorParams | None = Field(None, description="of the file; null: it says so itself")
+    # which classes the head has, and in which order
+    classes: Literal["base", "novel", "all"] | None = Field(None, description="null: the file names them")
+    class_order: Literal["base_novel", "category_id"] = Field(
+        "base_novel",
+        description="of a file that names no classes; published: COCO category_id, VOC base_novel",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.run is None) == (self.path is None):
+            raise ValueError("give either run or path")
+        if self.run is not None and (self.detector is not None or self.classes is not None):
+            raise ValueError("detector and classes belong to path; a run says both itself")
+        return self
+
+
+class EvaluateParams(NotebookParams):
+    """21_evaluate: a checkpoint on the test images of a data set, without any training."""
+
+    notebook: ClassVar[str] = "21_evaluate"
+    split: SplitNumber = Field(1, description="base/novel split")
+    checkpoint: CheckpointSource
+    score_thresh: Share = Field(0.0, description="detections at or below it do not count; published: 0.05")
+    max_detections: Count = Field(100, description="the best of an image that count")
+    batch_size: Count = Field(1, description="images at a time; 1 as published, for padding changes numbers")
+    clip: ClipSource | None = Field(None, description="null: no re-scoring")
+    cm_clip: CmClipParams = CmClipParams()
+    published: dict[str, float] = Field({}, description="numbers to compare with, such as {nAP: 18.5}")
+
+    def label(self) -> str:
+        return f"evaluate-split{self.split}"
+
+    def user_files(self) -> tuple[str, ...]:
+        return (self.checkpoint.path,) if self.checkpoint.path else ()
 
 
 class AblationCParams(NotebookParams):
@@ -428,6 +471,7 @@ MODELS: dict[str, type[NotebookParams]] = {
         BaseTrainingParams,
         TinyClipParams,
         FineTuningParams,
+        EvaluateParams,
         AblationCParams,
         AblationBnrlParams,
         ClipBackbonesParams,

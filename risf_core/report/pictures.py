@@ -278,6 +278,31 @@ def before_after_figure(
     return Drawing(figure, caption)
 
 
+def judged_pictures(
+    detections: Detections,
+    data: DetectionData,
+    *,
+    count: int = 6,
+    score_thresh: float = 0.3,
+    max_per_image: int = 5,
+) -> list[Picture]:
+    """The first images that have objects, with ground truth and the best detections, told right from wrong.
+
+    Args:
+        detections: Of any detector; classes with the names of the data's.
+        data: Test images with ground truth.
+        count: How many images.
+        score_thresh: Detections at or below it are not drawn.
+        max_per_image: At most so many are drawn, the best first.
+    """
+    pictures = []
+    for record in [record for record in data.images if not record.is_crowd.all()][:count]:
+        own = detections.keep((detections.image_ids == record.image_id) & (detections.scores > score_thresh))
+        layers = (_truth(record, data), *_judged(own.top(max_per_image), record, data))
+        pictures.append(Picture(read_rgb(record), f"image {record.image_id}", layers))
+    return pictures
+
+
 def _truth(record: ImageRecord, data: DetectionData) -> Boxes:
     """Ground truth without crowd regions and without names."""
     return Boxes(record.boxes[~record.is_crowd], (), "truth")

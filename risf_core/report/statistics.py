@@ -42,7 +42,7 @@ CELL_KEYS = ("split", "setting", "arm", "loss", "variant", "rescoring")
 GRID_PARAMETERS = frozenset(
     "split splits shots seed seeds num_seeds few_shot_seeds few_shot_splits loss losses arm arms setting settings "
     "rescoring "
-    "rescorings profile device num_threads root".split()
+    "rescorings profile device num_threads root keep_weights".split()
 )
 
 

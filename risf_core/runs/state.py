@@ -29,9 +29,18 @@ def digest(value: Any) -> str:
 
 
 def params_hash(params: NotebookParams) -> str:
-    """Hash of the parameters that may change a number, and of the user's own code files."""
+    """Hash of the parameters that may change a number, and of the user's own files.
+
+    Raises:
+        DataError: If a file of the user is missing.
+    """
     values = params.model_dump(mode="json", exclude={"device": True, "num_threads": True, "data": {"root"}})
-    files = {path: _file_hash(project_path(path)) for path in params.user_files()}
+    paths = {path: project_path(path) for path in params.user_files()}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise DataError(
+            f"{missing[0]}: no such file; correct the path in the parameters of {params.notebook}."
+        )
+    files = {name: _file_hash(path) for name, path in paths.items()}
     return digest({"notebook": params.notebook, "params": values, "user_files": files})
 
 
