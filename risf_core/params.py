@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 from risf_core.errors import ParamsError
 from risf_core.runs.notebook_cells import names_in_parameters_cell
 from risf_core.runs.yaml_files import explain, nearest, project_path
+from risf_core.schedules import STEPS, rescale
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Strict(False)]  # lax here alone: YAML has no tuples; the items stay strict
@@ -152,6 +153,28 @@ class SolverParams(Strictly):
     clip_norm: float | None = Field(10.0, gt=0, description="largest norm of the gradient; null: unclipped")
     precision: Precision = Field("auto", description="auto takes bf16 where a probe finds it faster")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none but the last")
+    reference_batch: Count | None = Field(
+        None,
+        description="batch size that lr and all steps are given for; batch_size may differ: they follow it",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_batch_size(cls, values: Any) -> Any:
+        """Rescale a schedule that is given for another batch size; what is recorded is what runs."""
+        if not isinstance(values, dict) or values.get("reference_batch") is None:
+            return values
+        defaults = {name: info.default for name, info in cls.model_fields.items()}
+        given = {name: values.get(name, defaults[name]) for name in (*STEPS, "lr", "milestones")}
+        sizes = (values["reference_batch"], values.get("batch_size", defaults["batch_size"]))
+        milestones = given["milestones"] if isinstance(given["milestones"], list | tuple) else [None]
+        whole = [*sizes, *(given[name] for name in STEPS), *milestones]
+        if not all(type(number) is int and number >= 0 for number in whole) or min(sizes) < 1:
+            return values  # the fields refuse it
+        if type(given["lr"]) not in (int, float):
+            return values
+        rescaled = rescale(given | {"batch_size": sizes[0]}, batch_size=sizes[1])
+        return values | rescaled | {"reference_batch": sizes[1]}
 
     @model_validator(mode="after")
     def _milestones_need_multistep(self) -> Self:
