@@ -113,9 +113,8 @@ def code_hash(notebook: Path, *, with_showing: bool = False, package: Path = PAC
     files = {}
     for path in _data_files(package):
         relative = path.relative_to(package)
-        if any(
-            relative.parts[0] in text for _, text in sources.values()
-        ):  # a module names the file or its folder
+        # a module names the file or its folder
+        if any(relative.parts[0] in text for _, text in sources.values()):
             files[relative.as_posix()] = _file_hash(path)
     return digest({"cells": cells, "modules": code, "files": files})
 

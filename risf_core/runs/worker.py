@@ -70,12 +70,13 @@ def work(params: NotebookParams, notebook: Path, *, force: bool) -> int:
         except BaseException:
             record_path(params).unlink(missing_ok=True)  # a cell after run.finish() failed
             raise
-        record = finished_record(params, notebook)
-        if record is None:
-            raise RisfError(
-                "the notebook ran to its end and wrote no record: its last cell must call run.finish(...)"
-            )
-        return DONE
+        if finished_record(params, notebook) is not None:
+            return DONE
+        if record_path(params).is_file():
+            raise RisfError("code or data changed while the notebook ran; call the same command again")
+        raise RisfError(
+            "the notebook ran to its end and wrote no record: its last cell must call run.finish(...)"
+        )
 
 
 def _make_room(params: NotebookParams, state: str, *, force: bool) -> None:
@@ -145,9 +146,8 @@ def main() -> int:
     die_with_parent(job["launcher"])
     params = MODELS[job["notebook"]].model_validate(job["params"])
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it warns of each name that the cell leaves to its default
+    # it warns of each name that the cell leaves to its default
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         return work(params, Path(job["notebook_path"]), force=job["force"])
     except Exception as error:  # the launcher tells the user; here the whole story goes to the log
