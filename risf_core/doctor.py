@@ -310,7 +310,8 @@ def check_data_folders(root: Path) -> list[Check]:
         data = content.get("data")
         if not isinstance(data, dict) or data.get("source", "pictograms") == "pictograms":
             continue
-        for key in ("annotations", "images", "test_annotations", "test_images"):
+        folders = ("voc2007", "voc2012", "splits")
+        for key in ("annotations", "images", "test_annotations", "test_images", *folders):
             place = root / Path(str(data.get(key) or root)).expanduser()
             if place in seen or place == root:
                 continue
