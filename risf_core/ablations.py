@@ -23,6 +23,7 @@ from risf_core.fine_tuning import (
 )
 from risf_core.params import AblationBnrlParams, AblationCParams, ClipBackbonesParams, FineTuningParams
 from risf_core.progress import progress
+from risf_core.voc_evaluation import evaluator_for
 
 PAPER_SPACE = "novel+background"
 
@@ -55,8 +56,8 @@ class _Benchmarks:
         if key not in self._opened:
             benchmark = open_benchmark(tuned.data, split=tuned.split)
             test = benchmark.test.select_classes(benchmark.novel_names)
-            groups = {"novel": benchmark.novel_names}
-            self._opened[key] = benchmark, Evaluator(test, groups=groups, max_dets=MAX_DETECTIONS)
+            options = {"groups": {"novel": benchmark.novel_names}, "max_dets": MAX_DETECTIONS}
+            self._opened[key] = benchmark, evaluator_for(test, **options, **benchmark.evaluation)
         return self._opened[key]
 
 
@@ -120,7 +121,8 @@ def bnrl_sweeps(params: AblationBnrlParams) -> list[dict[str, float | str]]:
 def ablate_bnrl(params: AblationBnrlParams, run) -> list[dict]:
     """Fine-tune with each point of ``bnrl_sweeps`` for every seed and arm; nAP without re-scoring."""
     context = open_context(params, run)
-    evaluator = Evaluator(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS)
+    options = context.benchmark.evaluation
+    evaluator = evaluator_for(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS, **options)
     cells = list(itertools.product(params.seeds, params.arms, bnrl_sweeps(params)))
     measured: dict[tuple, dict] = {}  # sweeps cross: the same loss is trained once
     for seed, arm, point in progress(cells, desc="points", total=len(cells)):

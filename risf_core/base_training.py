@@ -9,10 +9,11 @@ from risf_core.data.world import build_world
 from risf_core.detector.checkpoints import save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
-from risf_core.evaluation import Evaluator, proposal_recall
+from risf_core.evaluation import proposal_recall
 from risf_core.head_training import RegionFeatures, detect_from_features, extract_region_features
 from risf_core.params import BaseTrainingParams, PictogramData
 from risf_core.training import pretrain, seed_everything, step_seed, train_detector
+from risf_core.voc_evaluation import evaluator_for
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark) -> dict:
     )
     found = detect_from_features(detector.roi_heads.box_predictor, regions, benchmark.base_names)
     test = benchmark.test.select_classes(benchmark.base_names)
-    metrics = Evaluator(test, groups={"base": benchmark.base_names}).evaluate(found)
+    evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
+    metrics = evaluator.evaluate(found)
     proposals = proposals_by_image(regions)
     for group, names in (("base", benchmark.base_names), ("novel", benchmark.novel_names)):
         metrics[f"recall_{group}_at_100"] = proposal_recall(

@@ -19,7 +19,6 @@ from risf_core.detections import Detections, Similarities
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, save_detector, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
-from risf_core.evaluation import Evaluator
 from risf_core.head_training import (
     RegionFeatures,
     cached_region_features,
@@ -30,6 +29,7 @@ from risf_core.head_training import (
 from risf_core.params import BaseTrainingParams, ClipSource, CmClipParams, FewShotParams, FineTuningParams
 from risf_core.progress import progress
 from risf_core.training import seed_everything, step_seed, train_detector
+from risf_core.voc_evaluation import evaluator_for
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ class FewShotContext:
         return self.benchmark.few_shot(shots, seed, arm=arm, setting=self.params.setting)
 
     def train_regions(self, seed: int, arm: str) -> RegionFeatures:
-        """Region features of the largest K-shot set of a seed and arm; smaller ones are subsets of it."""
-        shots = max(self.params.data.shots)
+        """Region features of a seed and arm: of the largest K-shot set where it holds the others."""
+        shots = max(self.params.data.shots) if self.benchmark.is_nested else self.params.shots
         name = f"{self.params.setting}-seed{seed}-{arm}-{shots}shot-{self.params.head.num_proposals}proposals.npz"
         return cached_region_features(
             self.regions_dir / name,
@@ -241,7 +241,8 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         All rows: one per cell and re-scoring (``none``, ``cm_clip``, ``cm_clip_wide``), AP in percent.
     """
     context = open_context(params, run)
-    evaluator = Evaluator(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS)
+    options = context.benchmark.evaluation
+    evaluator = evaluator_for(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS, **options)
     clip, images, last = None, ImageCache(), "none"
     if params.clip is not None:
         _, loaded = open_clip_source(params.clip, run, device=run.device, seed=params.seed)

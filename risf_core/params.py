@@ -4,34 +4,35 @@ A wrong name, type or value is refused before a kernel starts (``risf_core.run``
 notebook that is opened by hand. This file imports no torch, so that a refusal takes well under two seconds.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from risf_core.data_params import CocoData as CocoData
+from risf_core.data_params import (
+    Count,
+    Data,
+    Many,
+    NotNegative,
+    PictogramData,
+    Positive,
+    Seed,
+    Share,
+    SplitNumber,
+    Strictly,
+)
+from risf_core.data_params import VocData as VocData
+from risf_core.data_params import XmlData as XmlData
 from risf_core.errors import ParamsError
 from risf_core.runs.notebook_cells import names_in_parameters_cell
 from risf_core.runs.yaml_files import explain, nearest, project_path
 from risf_core.schedules import STEPS, rescale
 
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], Strict(False)]  # lax here alone: YAML has no tuples; the items stay strict
-NotNegative = Annotated[float, Field(ge=0, le=20)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-SplitNumber = Annotated[int, Field(ge=1, le=3)]
 LOSSES = ("bnrl", "ce", "ce_bg")
-ARMS = ("kshot", "missing", "full")
-Arm = Literal["kshot", "missing", "full"]
+ARMS = ("kshot", "missing", "full", "clean")
+Arm = Literal["kshot", "missing", "full", "clean"]
 LabelSpace = Literal["novel+background", "novel+base+background"]
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Strictly(BaseModel):
-    """Base of all parameter models: frozen, no unknown names, no conversion of types, no NaN or infinity."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunRef(Strictly):
@@ -55,50 +56,6 @@ def _one_or_many(value: Any) -> Any:
 
 
 RunRefs = Annotated[Many[RunRef], BeforeValidator(_one_or_many)]
-
-
-class PictogramData(Strictly):
-    """The embedded world of pictograms, rendered on first use."""
-
-    source: Literal["pictograms"] = "pictograms"
-    root: str = Field("data", description="folder for data; no part of a run's identity")
-    image_size: int = Field(160, ge=64, le=512, description="side of a scene in pixels")
-    num_base_images: int = Field(4000, ge=8, description="training scenes")
-    num_test_images: int = Field(500, ge=8, description="test scenes")
-    num_classification: int = Field(14000, ge=100, description="crops of the 50 other concepts")
-    num_corpus: int = Field(30000, ge=100, description="captioned crops that train the tiny CLIPs")
-    extra_novel: int = Field(4, ge=0, le=8, description="more novel objects in missing and full")
-    few_shot_splits: Many[SplitNumber] = Field((1,), min_length=1, description="splits written")
-    few_shot_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
-    shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K, nested")
-    seed: Seed = Field(0, description="seed of the whole world")
-
-
-class CocoData(Strictly):
-    """Any data set in COCO's annotation form, with the names of its novel classes."""
-
-    source: Literal["coco"]
-    root: str = Field("data", description="folder for what we write; no part of a run's identity")
-    annotations: str = Field(min_length=1, description="annotation file (JSON)")
-    images: str = Field(min_length=1, description="folder of the images")
-    test_annotations: str | None = Field(None, description="of the test images; null: drawn")
-    test_images: str | None = Field(None, description="null: the same as images")
-    test_fraction: float = Field(0.5, gt=0, lt=1, description="share of images drawn for testing")
-    drop_invalid: bool = Field(
-        False, description="drop boxes that are impossible, instead of refusing the file"
-    )
-    base_classes: Many[str] | None = Field(None, description="null: all that are not novel")
-    novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
-    shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested")
-    num_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
-    seed: Seed = Field(0, description="seed of the image split and of the draws")
-
-
-def _default_source(value: Any) -> Any:
-    return {"source": "pictograms", **value} if isinstance(value, dict) else value
-
-
-Data = Annotated[PictogramData | CocoData, Field(discriminator="source"), BeforeValidator(_default_source)]
 
 
 class DetectorParams(Strictly):
@@ -346,8 +303,9 @@ class FewShotParams(NotebookParams):
             raise ValueError(
                 f"split {self.split} is not in data.few_shot_splits {list(data.few_shot_splits)}"
             )
-        if not pictograms and set(self.arms) != {"kshot"}:
-            raise ValueError("data of source coco has the arm kshot alone")
+        known = {"kshot", "missing", "full"} if pictograms else {"kshot", "clean"}
+        if not set(self.arms) <= known:
+            raise ValueError(f"data of source {data.source} has the arms {', '.join(sorted(known))}")
         _check_losses(self.losses)
         return self
 

@@ -21,7 +21,7 @@ from risf_core.errors import RecordError
 
 CONFIDENCE = 0.95
 SETTINGS = ("fsod", "gfsod")
-ARMS = ("kshot", "missing", "full")
+ARMS = ("kshot", "missing", "full", "clean")
 LOSSES = ("ce", "ce_bg", "bnrl")  # a user's own losses follow by name
 RESCORINGS = ("none", "cm_clip", "cm_clip_wide")
 REPRODUCTION = (
