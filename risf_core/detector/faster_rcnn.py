@@ -16,12 +16,13 @@ from risf_core.detector.gradient_decoupling import AffineLayer, decouple
 from risf_core.detector.resnet_c4 import ResNetC4
 from risf_core.detector.roi_heads import (
     Res5RoIHeads,
+    SampledRoIs,
     box_head_losses,
     label_rois,
     sample_rois,
     select_detections,
 )
-from risf_core.detector.rpn import RPN
+from risf_core.detector.rpn import RPN, SampledAnchors
 from risf_core.errors import DataError
 from risf_core.params import DetectorParams
 
@@ -150,20 +151,38 @@ class FasterRCNN(nn.Module):
         return self.roi_heads.region_features(decoupled, boxes)
 
     def losses(
-        self, batch: Tensor, sizes: list[Size], targets: Sequence[dict[str, Tensor]]
+        self,
+        batch: Tensor,
+        sizes: list[Size],
+        targets: Sequence[dict[str, Tensor]],
+        *,
+        samples: tuple[list[SampledAnchors] | None, list[SampledRoIs]] | None = None,
     ) -> dict[str, Tensor]:
-        """The four losses of a normalised batch; boxes in the pixels of the resized images."""
+        """The four losses of a normalised batch; boxes in the pixels of the resized images.
+
+        Args:
+            samples: What ``draw_samples`` would draw, to repeat a recorded step; None draws.
+        """
         features = self.backbone(batch)
         proposals, rpn_output = self.proposals(features, sizes)
-        losses = {}
-        if any(parameter.requires_grad for parameter in self.proposal_generator.parameters()):
-            losses = self.proposal_generator.losses(*rpn_output, [target["boxes"] for target in targets])
-        rois = []
-        for (boxes, _), target in zip(proposals, targets, strict=True):
-            labelled = label_rois(boxes, target["boxes"], target["labels"], num_classes=self.num_classes)
-            rois.append(labelled.take(self.sample(labelled.labels)))
+        anchors, rois = samples or self.draw_samples(
+            rpn_output[0], [boxes for boxes, _ in proposals], targets
+        )
+        losses = {} if anchors is None else self.proposal_generator.losses(*rpn_output, anchors)
         pooled = self.region_features(features, [r.boxes for r in rois])
         return losses | self.head_losses(pooled, rois)
+
+    def draw_samples(
+        self, anchors: Tensor, proposals: list[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> tuple[list[SampledAnchors] | None, list[SampledRoIs]]:
+        """The anchors (None for a frozen RPN) and the RoIs of each image that are trained on."""
+        sampled, rois = None, []
+        if any(parameter.requires_grad for parameter in self.proposal_generator.parameters()):
+            sampled = [self.proposal_generator.sample(anchors, target["boxes"]) for target in targets]
+        for boxes, target in zip(proposals, targets, strict=True):
+            labelled = label_rois(boxes, target["boxes"], target["labels"], num_classes=self.num_classes)
+            rois.append(labelled.take(self.sample(labelled.labels)))
+        return sampled, rois
 
     def sample(self, labels: Tensor) -> Tensor:
         """Indices of the RoIs of one image that are trained on."""

@@ -1,5 +1,8 @@
 """The region proposal network: anchors, objectness and deltas, proposals, and its two losses."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +60,15 @@ def subsample(
     positive = positive[torch.randperm(positive.numel(), device=labels.device)[:num_positive]]
     negative = negative[torch.randperm(negative.numel(), device=labels.device)[:num_negative]]
     return positive, negative
+
+
+@dataclass(frozen=True)
+class SampledAnchors:
+    """Anchors of one image drawn for training: indices [P] and [Q], and the box of each positive one [P, 4]."""
+
+    positive: Tensor
+    negative: Tensor
+    gt_boxes: Tensor
 
 
 class RPNHead(nn.Module):
@@ -137,21 +149,32 @@ class RPN(nn.Module):
         labels[matched == Matcher.BETWEEN_THRESHOLDS] = -1
         return labels, gt_boxes[matched.clamp(min=0)]
 
+    def sample(self, anchors: Tensor, gt_boxes: Tensor) -> SampledAnchors:
+        """Draw the anchors of one image that are trained on."""
+        labels, matched = self.assign(anchors, gt_boxes)
+        positive, negative = subsample(
+            labels, count=self.params.rpn_batch, positive_fraction=RPN_POSITIVE_FRACTION, background=0
+        )
+        return SampledAnchors(positive, negative, matched[positive])
+
     def losses(
-        self, anchors: Tensor, logits: Tensor, deltas: Tensor, gt_boxes: list[Tensor]
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, samples: Sequence[SampledAnchors]
     ) -> dict[str, Tensor]:
-        """Binary cross-entropy over sampled anchors and L1 over the positive ones, per sampled anchor."""
-        loss_objectness = loss_box = logits.sum() * 0.0
-        for i, boxes in enumerate(gt_boxes):
-            labels, matched = self.assign(anchors, boxes)
-            positive, negative = subsample(
-                labels, count=self.params.rpn_batch, positive_fraction=RPN_POSITIVE_FRACTION, background=0
-            )
-            sampled = torch.cat([positive, negative])
+        """Binary cross-entropy over sampled anchors and L1 over the positive ones, per sampled anchor.
+
+        Args:
+            anchors: [N, 4]. logits: [B, N]. deltas: [B, N, 4].
+            samples: The anchors of each image to train on, as ``sample`` draws them.
+        """
+        loss_objectness, loss_box = logits.sum() * 0.0, deltas.sum() * 0.0
+        for i, sample in enumerate(samples):
+            sampled = torch.cat([sample.positive, sample.negative])
+            objects = torch.zeros_like(logits[i, sampled])
+            objects[: len(sample.positive)] = 1.0
             loss_objectness = loss_objectness + F.binary_cross_entropy_with_logits(
-                logits[i, sampled], labels[sampled].float(), reduction="sum"
+                logits[i, sampled], objects, reduction="sum"
             )
-            targets = rpn_box_coder.encode_single(matched[positive], anchors[positive])
-            loss_box = loss_box + (deltas[i, positive] - targets).abs().sum()
-        normalizer = self.params.rpn_batch * len(gt_boxes)
+            targets = rpn_box_coder.encode_single(sample.gt_boxes, anchors[sample.positive])
+            loss_box = loss_box + (deltas[i, sample.positive] - targets).abs().sum()
+        normalizer = self.params.rpn_batch * len(samples)
         return {"loss_rpn_objectness": loss_objectness / normalizer, "loss_rpn_box": loss_box / normalizer}

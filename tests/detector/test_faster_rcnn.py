@@ -139,6 +139,20 @@ def test_poisonous_targets_are_refused(tiny_detector, boxes, labels, message):
         tiny_detector.train()(images, [target])
 
 
+def test_a_recorded_step_repeats_its_losses(tiny_detector):
+    """With the recorded draw of anchors and RoIs, no random generator plays a part (dropout apart)."""
+    tiny_detector.roi_heads.box_predictor.dropout = 0.0
+    images, targets = make_images(2)
+    batch, sizes = tiny_detector.train().batch(images)
+    drawn = []
+    draw = tiny_detector.draw_samples
+    tiny_detector.draw_samples = lambda *step: drawn.append(draw(*step)) or drawn[-1]
+    first = tiny_detector.losses(batch, sizes, targets)
+    again = tiny_detector.losses(batch, sizes, targets, samples=drawn[0])
+    assert len(drawn) == 1
+    assert {key: value.item() for key, value in first.items()} == {k: v.item() for k, v in again.items()}
+
+
 def test_an_image_without_boxes_trains(tiny_detector):
     images, targets = make_images(2)
     targets[0] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}

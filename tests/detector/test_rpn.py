@@ -62,9 +62,13 @@ def test_losses_of_a_perfect_rpn_vanish(tiny_params):
     rpn = RPN(tiny_params, 8, 8)
     gt = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 60.0, 60.0]])
-    losses = rpn.losses(anchors, torch.tensor([[40.0, -40.0]]), torch.zeros(1, 2, 4), [gt])
+    losses = rpn.losses(
+        anchors, torch.tensor([[40.0, -40.0]]), torch.zeros(1, 2, 4), [rpn.sample(anchors, gt)]
+    )
     assert float(sum(losses.values())) < 1e-6
-    losses = rpn.losses(anchors, torch.tensor([[0.0, 0.0]]), torch.full((1, 2, 4), 0.5), [gt])
+    losses = rpn.losses(
+        anchors, torch.tensor([[0.0, 0.0]]), torch.full((1, 2, 4), 0.5), [rpn.sample(anchors, gt)]
+    )
     batch = tiny_params.rpn_batch
     assert abs(float(losses["loss_rpn_objectness"]) - 2 * torch.log(torch.tensor(2.0)).item() / batch) < 1e-6
     assert abs(float(losses["loss_rpn_box"]) - 4 * 0.5 / batch) < 1e-6  # only the positive anchor counts
