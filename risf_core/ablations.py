@@ -17,6 +17,7 @@ from risf_core.fine_tuning import (
     MAX_DETECTIONS,
     build_cm_clip,
     cell_name,
+    cut,
     fine_tune,
     open_clip_source,
     open_context,
@@ -77,6 +78,7 @@ def ablate_c(params: AblationCParams, run) -> list[dict]:
         name = cell_name(key["seed"], key["arm"], key["loss"])
         found = Detections.load(folder / "detections" / f"{name}.npz")
         similarities = Similarities.load(folder / "similarities" / f"{name}.npz")
+        found, similarities = cut(found, similarities, score_thresh=tuned.score_thresh)
         without = _novel(evaluator.evaluate(found))
         for space, c in itertools.product(params.label_spaces, params.c):
             row = key | {"label_space": space, "c": c}
@@ -158,7 +160,9 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
                 built[key["split"]] = cm_clip, _clip_facts(clip, clip_name, benchmark)
             cm_clip, facts = built[key["split"]]
             name = cell_name(key["seed"], key["arm"], key["loss"])
-            found = Detections.load(folder / "detections" / f"{name}.npz")
+            found, _ = cut(
+                Detections.load(folder / "detections" / f"{name}.npz"), None, score_thresh=tuned.score_thresh
+            )
             similarities = encode_detections(
                 found, evaluator.data, cm_clip, score_thresh=settings.score_thresh, cache=images
             )

@@ -6,11 +6,11 @@ import numpy as np
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.world import build_world
+from risf_core.detecting import detect_images, propose_boxes
 from risf_core.detector.checkpoints import save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
 from risf_core.evaluation import proposal_recall
-from risf_core.head_training import RegionFeatures, detect_from_features, extract_region_features
 from risf_core.params import BaseTrainingParams, PictogramData
 from risf_core.training import pretrain, seed_everything, step_seed, train_detector
 from risf_core.voc_evaluation import evaluator_for
@@ -64,25 +64,12 @@ def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark) -> dict:
     ``recall_base_at_100`` and ``recall_novel_at_100``: share of base and novel objects that one of the 100 best
     proposals covers at IoU 0.5; novel ones were never annotated.
     """
-    regions = extract_region_features(
-        detector, benchmark.test, training=False, desc="features of the test images"
-    )
-    found = detect_from_features(detector.roi_heads.box_predictor, regions, benchmark.base_names)
     test = benchmark.test.select_classes(benchmark.base_names)
     evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
-    metrics = evaluator.evaluate(found)
-    proposals = proposals_by_image(regions)
+    metrics = evaluator.evaluate(detect_images(detector, test))
+    proposals = propose_boxes(detector, benchmark.test)
     for group, names in (("base", benchmark.base_names), ("novel", benchmark.novel_names)):
         metrics[f"recall_{group}_at_100"] = proposal_recall(
             proposals, benchmark.test, class_names=names, top=100
         )
     return metrics
-
-
-def proposals_by_image(regions: RegionFeatures) -> dict[int, np.ndarray]:
-    """Proposals of each image in original pixels, best first: image id -> float32 [R, 4]."""
-    # [M, 4]: x, y, x, y
-    scale = np.tile((regions.output_sizes / regions.sizes)[:, ::-1], 2).astype(np.float32)
-    ends = np.cumsum(regions.counts)[:-1]
-    boxes = np.split(regions.boxes * np.repeat(scale, regions.counts, axis=0), ends)
-    return {int(i): b for i, b in zip(regions.image_ids, boxes, strict=True)}

@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from torch import Tensor
-
 from risf_core.cm_clip import encode_detections
-from risf_core.data.benchmark import open_benchmark, partition
-from risf_core.data.coco import load_coco
+from risf_core.data.benchmark import open_benchmark
 from risf_core.data.dataset import DetectionData
+from risf_core.data.user_benchmark import open_test_images
+from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
-from risf_core.detector.checkpoints import HEAD, LoadReport, load_weights, read_checkpoint
+from risf_core.detector.checkpoints import HEAD, LoadReport
 from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.detector.pretrained import load_pretrained
+from risf_core.detector.weight_files import find_weights, read_weight_file
 from risf_core.errors import CheckpointError, ParamsError
-from risf_core.evaluation import Evaluator
-from risf_core.fine_tuning import build_cm_clip, detect_images, open_clip_source, rescored
-from risf_core.params import (
-    BaseTrainingParams,
-    CheckpointSource,
-    CocoData,
-    DetectorParams,
-    EvaluateParams,
-    PictogramData,
-)
+from risf_core.fine_tuning import build_cm_clip, cut, open_clip_source, rescored
+from risf_core.params import BaseTrainingParams, CheckpointSource, Data, DetectorParams, EvaluateParams
 from risf_core.runs.yaml_files import project_path
+from risf_core.voc_evaluation import evaluator_for
 
 
 @dataclass(frozen=True, eq=False)
 class TestSet:
-    """Test images with the boxes of base and novel classes, in this order; ``hash`` of the files or None."""
+    """Test images with the boxes of base and novel classes, in this order.
+
+    ``hash``: of the files, None where only the test images are read. ``evaluation``: options of ``evaluator_for``.
+    """
 
     __test__ = False  # for pytest, which takes the name for a test's
     data: DetectionData
     base_names: tuple[str, ...]
     novel_names: tuple[str, ...]
     hash: str | None = None
+    evaluation: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,22 +47,19 @@ class LoadedDetector:
     report: LoadReport
 
 
-def open_test_set(data: PictogramData | CocoData, *, split: int = 1) -> TestSet:
-    """The test images of a data set. A test file in COCO's form needs no training images and no few-shot draws.
+def open_test_set(data: Data, *, split: int = 1) -> TestSet:
+    """The test images of a data set; where they are the user's own, no training image and no few-shot set is needed.
 
     Raises:
         DataError: If annotations or images are wrong.
         SplitError: If the base/novel partition is impossible.
     """
-    if not isinstance(data, CocoData) or data.test_annotations is None:
-        benchmark = open_benchmark(data, split=split)
-        return TestSet(benchmark.test, benchmark.base_names, benchmark.novel_names, benchmark.hash)
-    images = project_path(data.test_images or data.images)
-    whole = load_coco(project_path(data.test_annotations), images, drop_invalid=data.drop_invalid)
-    base, novel = partition(
-        data.base_classes, data.novel_classes, whole.class_names, where=data.test_annotations
-    )
-    return TestSet(whole.select_classes((*base, *novel)), base, novel)
+    named = open_test_images(data) if data.source in ("coco", "xml") else None
+    if named is not None:
+        return TestSet(*named)
+    benchmark = open_benchmark(data, split=split)
+    names = benchmark.base_names, benchmark.novel_names
+    return TestSet(benchmark.test, *names, benchmark.hash, benchmark.evaluation)
 
 
 def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetector:
@@ -85,14 +79,14 @@ def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetecto
         path = upstream.dir / "model.pth"
         params = BaseTrainingParams.model_validate(upstream.record["params"]).detector
     path = project_path(path)
-    content = read_checkpoint(path)
-    state = content.get("model", content)
+    content = read_weight_file(path)
     if params is None:
         params = _stored_params(content, path)
     class_names = _class_names(source, content, test, path)
-    _check_head(state, class_names, path)
+    _check_head(content, class_names, path)
     detector = FasterRCNN(params, len(class_names))
-    report = load_weights(detector, state, source=str(path), allow_missing=())
+    # without them a detector of detectron2 is the same: as they start, they change nothing
+    report = load_pretrained(detector, path, allow_missing=("affine_",))
     return LoadedDetector(detector.to(run.device), class_names, report)
 
 
@@ -121,8 +115,9 @@ def _class_names(source: CheckpointSource, content: dict, test: TestSet, path: P
     return tuple(sorted(names, key=ids.__getitem__))
 
 
-def _check_head(state: dict[str, Tensor], class_names: Sequence[str], path: Path) -> None:
-    bias = state.get(f"{HEAD}cls_score.bias")
+def _check_head(content: dict, class_names: Sequence[str], path: Path) -> None:
+    weights, _ = find_weights(content)
+    bias = next((value for key, value in weights.items() if key.endswith(f"{HEAD}cls_score.bias")), None)
     if bias is None:
         raise CheckpointError(
             f"{path}: there is no {HEAD}cls_score.bias. Expected a whole detector with its head; weights for the start "
@@ -148,28 +143,23 @@ def evaluate_checkpoint(params: EvaluateParams, run) -> list[dict]:
     """
     test = open_test_set(params.data, split=params.split)
     found = stored_detections(params, run, test)
-    results = after_cuts(found, stored_similarities(params, run, test, found), test, params)
-    groups = {"base": test.base_names, "novel": test.novel_names}
-    evaluator = Evaluator(test.data, groups=groups, max_dets=params.max_detections)
+    similarities = stored_similarities(params, run, test, found)
+    cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
+    found, similarities = cut(found, similarities, **cuts)
+    results = {"none": found}
+    if similarities is not None:
+        results |= rescored(found, similarities, test, params.cm_clip)
+    evaluator = evaluator_for(
+        test.data,
+        groups={"base": test.base_names, "novel": test.novel_names},
+        max_dets=params.max_detections,
+        engine=params.engine,
+        **test.evaluation,
+    )
     for rescoring, detections in results.items():
         if not run.rows.done(split=params.split, rescoring=rescoring):
             run.rows.add({"split": params.split, "rescoring": rescoring}, evaluator.evaluate(detections))
     return run.rows.as_list()
-
-
-def after_cuts(
-    found: Detections, similarities: Similarities | None, test: TestSet, params: EvaluateParams
-) -> dict[str, Detections]:
-    """The detections that count, as they are (``none``) and re-scored in each label space."""
-    rows = np.flatnonzero(found.scores > params.score_thresh)
-    ids = found.image_ids[rows]
-    counts = np.zeros(len(found), dtype=bool)
-    counts[rows[np.arange(len(rows)) - np.searchsorted(ids, ids) < params.max_detections]] = True
-    kept = found.keep(counts)
-    if similarities is None:
-        return {"none": kept}
-    own = Similarities(similarities.cosines[counts], similarities.encoded[counts], similarities.label_names)
-    return {"none": kept} | dict(rescored(kept, own, test, params.cm_clip))
 
 
 def stored_detections(params: EvaluateParams, run, test: TestSet) -> Detections:

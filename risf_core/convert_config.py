@@ -27,6 +27,7 @@ from risf_core.runs.run_specs import load_run, shown
 from risf_core.runs.yaml_files import merge, parse_yaml, project_path
 
 NOTEBOOKS = ("10_base_training", "20_fine_tuning", "21_evaluate")
+TRAINING_KEYS = ("DATALOADER.", "MODEL.BACKBONE.FREEZE", "MODEL.ROI_", "MODEL.RPN.FREEZE", "SOLVER.")
 PLACEHOLDER = "/path/to"  # of the published files, in any case of letters
 
 
@@ -200,9 +201,9 @@ def _evaluate(config: Config, part: str, is_voc: bool) -> dict[str, Any]:
     values = {"checkpoint": checkpoint | {"classes": part, "class_order": order}}
     values["score_thresh"] = float(config.take("MODEL.ROI_HEADS.SCORE_THRESH_TEST"))
     values["max_detections"] = config.take("TEST.DETECTIONS_PER_IMAGE") or 100
-    for key in [key for key in config.values if key.startswith(("SOLVER.", "MODEL.ROI_HEADS."))]:
-        config.mapped.add(key)  # of training alone
-    return values | rescoring(config)
+    values |= rescoring(config)
+    config.ignore(TRAINING_KEYS, "of training alone")
+    return values
 
 
 def text_of(converted: Converted, path: Path) -> str:

@@ -139,8 +139,8 @@ FIXED: dict[str, Any] = {  # the one value that our detector and its training ha
 WITHOUT_EFFECT = {  # a key, or the beginning of keys: why
     "a part that this detector does not have": (
         "DATASETS.PRECOMPUTED_PROPOSAL_", "DATASETS.PROPOSAL_FILES_", "INPUT.MASK_FORMAT",
-        "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.FPN.", "MODEL.PANOPTIC_FPN.", "MODEL.RESNETS.DEFORM_", "MODEL.RETINANET.",
-        "MODEL.ROI_BOX_CASCADE_HEAD.",
+        "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.FPN.", "MODEL.PANOPTIC_FPN.", "MODEL.RESNETS.DEFORM_",
+        "MODEL.RETINANET.", "MODEL.ROI_BOX_CASCADE_HEAD.",
         "MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.FC_DIM", "MODEL.ROI_BOX_HEAD.FED_LOSS_",
         "MODEL.ROI_BOX_HEAD.NAME", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_BOX_HEAD.NUM_", "MODEL.ROI_KEYPOINT_HEAD.",
         "MODEL.ROI_MASK_HEAD.", "MODEL.SEM_SEG_HEAD.", "SOLVER.WEIGHT_DECAY_NORM", "TEST.KEYPOINT_OKS_SIGMAS",
@@ -170,6 +170,7 @@ class Config:
         self.values = values
         self.mapped: set[str] = set()
         self.not_mapped: dict[str, str] = {}
+        self.unused: dict[str, str] = {}
 
     def take(self, key: str) -> Any:
         """The value of a key that has a parameter here, the code's default if the config does not give one."""
@@ -181,11 +182,15 @@ class Config:
         """Note that the value of a key could not be mapped."""
         self.not_mapped[key] = why
 
+    def ignore(self, starts: tuple[str, ...], why: str) -> None:
+        """Note that keys that begin so have no effect in what the config is converted to."""
+        self.unused |= {key: why for key in self.values if key.startswith(starts) and key not in self.mapped}
+
     def report(self) -> tuple[dict[str, str], dict[str, str]]:
         """Every key of the config that has no parameter here: those not mapped and those without effect, and why."""
-        not_mapped, without_effect = dict(self.not_mapped), {}
+        not_mapped, without_effect = dict(self.not_mapped), dict(self.unused)
         for key, value in self.values.items():
-            if key in self.mapped or key in not_mapped:
+            if key in self.mapped or key in not_mapped or key in without_effect:
                 continue
             if key in FIXED:
                 if not _equal(value, FIXED[key]):
@@ -318,6 +323,7 @@ def fine_tuning(config: Config) -> dict[str, Any]:
     }
     head["roi_gradient_scale"] = _scale(config, "ROI_HEADS")
     values = {"losses": _losses(config), "bnrl": _bnrl(config), "head": head}
+    values["score_thresh"] = float(config.take("MODEL.ROI_HEADS.SCORE_THRESH_TEST"))
     return values | {"trainable": groups.get(frozen, "all_but_res5"), "cached": False} | rescoring(config)
 
 

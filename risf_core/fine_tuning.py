@@ -14,7 +14,8 @@ from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_sp
 from risf_core.custom_loss import loss_name
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
-from risf_core.data.loader import ImageCache, load_batch
+from risf_core.data.loader import ImageCache
+from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, save_detector, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
@@ -164,22 +165,6 @@ def fine_tune(
     return detect_images(detector, context.test), curve
 
 
-@torch.no_grad()
-def detect_images(detector: FasterRCNN, data: DetectionData, *, batch_size: int = 8) -> Detections:
-    """Detections of all images of ``data`` by the whole detector."""
-    detector.eval()
-    found: list[dict[str, Tensor]] = []
-    starts = range(0, len(data), batch_size)
-    for start in progress(starts, desc="detecting", total=len(starts)):
-        images, _ = load_batch(data, list(range(start, min(start + batch_size, len(data)))))
-        device = detector.pixel_mean.device
-        found += [
-            {key: value.cpu() for key, value in one.items()}
-            for one in detector([image.to(device) for image in images])
-        ]
-    return Detections.from_images([image.image_id for image in data.images], found, data.class_names)
-
-
 def open_clip_source(
     source: ClipSource, run, *, device: str = "cpu", seed: int = 0
 ) -> tuple[str, LoadedClip]:
@@ -226,6 +211,18 @@ def rescored(
         )
 
 
+def cut(
+    detections: Detections,
+    similarities: Similarities | None,
+    *,
+    score_thresh: float,
+    max_detections: int = MAX_DETECTIONS,
+) -> tuple[Detections, Similarities | None]:
+    """The detections that count, with their similarities; published code cuts before it re-scores."""
+    counts = detections.counting(score_thresh=score_thresh, max_per_image=max_detections)
+    return detections.keep(counts), None if similarities is None else similarities.keep(counts)
+
+
 def cell_name(seed: int, arm: str, loss: str) -> str:
     """File name (without ending) of a cell's stored detections."""
     return f"seed{seed}-{arm}-{loss.replace(':', '_')}"
@@ -262,7 +259,7 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         options = {"trainable": params.trainable, "cached": params.cached, "weights": weights}
         found, curve = fine_tune(context, function, seed=seed, arm=arm, **options)
         found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
-        results = {"none": found}
+        similarities = None
         if clip is not None:
             similarities = encode_detections(
                 found,
@@ -273,6 +270,9 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
                 cache=images,
             )
             similarities.save(run.dir / "similarities" / f"{cell_name(seed, arm, loss)}.npz")
+        found, similarities = cut(found, similarities, score_thresh=params.score_thresh)
+        results = {"none": found}
+        if similarities is not None:
             results |= rescored(found, similarities, context.benchmark, params.cm_clip)
         above = len(found.above(params.cm_clip.score_thresh)) / len(context.test)
         for rescoring, detections in results.items():

@@ -341,6 +341,7 @@ class FineTuningParams(FewShotParams):
     # published: all_but_res5
     trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
+    score_thresh: Share = Field(0.0, description="detections at or below it do not count; published: 0.05")
     keep_weights: bool = Field(False, description="keep each fine-tuned detector, for 21_evaluate")
 
     def label(self) -> str:
@@ -387,6 +388,9 @@ class EvaluateParams(NotebookParams):
     batch_size: Count = Field(1, description="images at a time; 1 as published, for padding changes numbers")
     clip: ClipSource | None = Field(None, description="null: no re-scoring")
     cm_clip: CmClipParams = CmClipParams()
+    engine: Literal["pycocotools", "faster-coco-eval"] = Field(
+        "pycocotools", description="of COCO's metric; both give the same numbers"
+    )
     published: dict[str, float] = Field({}, description="numbers to compare with, such as {nAP: 18.5}")
 
     def label(self) -> str:

@@ -19,6 +19,7 @@ from risf_core.data.dataset import DetectionData
 from risf_core.detections import Detections
 from risf_core.errors import DataError
 from risf_core.evaluation import MAX_DETS, Evaluator
+from risf_core.faster_evaluation import FasterEvaluator
 
 THRESHOLDS = tuple(
     percent / 100 for percent in range(50, 100, 5)
@@ -30,6 +31,7 @@ FIRST_PIXEL = np.array(
 
 Metric = Literal["voc07", "voc_area"]
 Rounding = Literal["published", "none"]
+Engine = Literal["pycocotools", "faster-coco-eval"]
 Absent = Literal["left_out", "published"]
 CHOICES = {
     "metric": ("voc07", "voc_area"),
@@ -240,8 +242,11 @@ def evaluator_for(
     rounding: Rounding = "published",
     groups: Mapping[str, Sequence[str]] | None = None,
     max_dets: int = MAX_DETS,
+    engine: Engine = "pycocotools",
 ) -> Evaluator:
-    """The evaluator of a metric: "coco", "voc07" or "voc_area"; `rounding` is for the latter two."""
+    """The evaluator of a metric: "coco" (by `engine`), "voc07" or "voc_area" (with `rounding`)."""
+    if metric == "coco" and engine == "faster-coco-eval":
+        return FasterEvaluator(data, groups=groups, max_dets=max_dets)
     if metric == "coco":
         return Evaluator(data, groups=groups, max_dets=max_dets)
     return VocEvaluator(data, groups=groups, max_dets=max_dets, metric=metric, rounding=rounding)

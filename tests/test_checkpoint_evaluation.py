@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from risf_core import checkpoint_evaluation
-from risf_core.checkpoint_evaluation import after_cuts, evaluate_checkpoint, open_detector, open_test_set
-from risf_core.cm_clip import apply_cm_clip
+from risf_core.checkpoint_evaluation import evaluate_checkpoint, open_detector, open_test_set
 from risf_core.data.coco import write_coco
 from risf_core.data.dataset import DetectionData
-from risf_core.detections import Detections, Similarities
+from risf_core.detections import Detections
 from risf_core.detector.checkpoints import save_checkpoint, save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import CheckpointError, DataError, ParamsError, SplitError
@@ -108,8 +107,8 @@ def test_files_that_do_not_fit_are_refused(params, run, tiny_params, tiny_detect
     assert "base, novel or all" in refusal({"model": state}, classes=None)
     assert "3 classes and background, but 2 classes are named" in refusal({"model": state}, classes="base")
     assert "a whole detector" in refusal({"model": {k: v for k, v in state.items() if k != HEAD}})
-    lacking = {key: value for key, value in state.items() if not key.startswith("affine_rcnn")}
-    assert "keys are missing, first affine_rcnn" in refusal(lacking)
+    lacking = {key: value for key, value in state.items() if not key.startswith("proposal_generator")}
+    assert "keys are missing, first proposal_generator" in refusal(lacking)
     wide = FasterRCNN(tiny_params.model_copy(update={"res5_width": 24}), 3).state_dict()
     assert "differ in shape" in refusal({"model": wide})
 
@@ -128,34 +127,6 @@ def test_content_of_the_file_is_part_of_the_run(params, run, tiny_detector):  # 
 def test_a_checkpoint_has_one_source(wrong):
     with pytest.raises(ValueError, match="give either run or path|belong to path"):
         CheckpointSource(**wrong)
-
-
-def made_detections() -> tuple[Detections, Similarities]:
-    """Two images, novel class red and base class green; image 1 has three detections above 0.05, image 2 one."""
-    scores = np.array([0.9, 0.6, 0.3, 0.02, 0.8, 0.01])
-    labels, ids = np.array([0, 0, 1, 0, 1, 0]), np.array([1, 1, 1, 1, 2, 2])
-    found = Detections(
-        ids, np.tile([1, 1, 9, 9], (6, 1)), scores, labels, np.zeros((6, 3)), np.arange(6), ("red", "green")
-    )
-    encoded = (labels == 0) & (scores > 0.05)
-    cosines = np.where(encoded[:, None], np.random.default_rng(0).uniform(-0.2, 0.2, (6, 3)), np.nan)
-    return found, Similarities(cosines, encoded, ("red", "green", "background"))
-
-
-def test_cuts_come_before_rescoring(params):
-    found, similarities = made_detections()
-    test = SimpleNamespace(base_names=("green",), novel_names=("red",))
-    own = params(score_thresh=0.05, max_detections=2)
-    results = after_cuts(found, similarities, test, own)
-    assert list(results) == ["none", "cm_clip", "cm_clip_wide"]
-    assert sorted(results["none"].proposals.tolist()) == [0, 1, 4]
-    whole = apply_cm_clip(found, similarities, label_space=("red", "background"), rescored_classes=("red",))
-    expected = dict(zip(whole.proposals.tolist(), whole.scores.tolist()))
-    after = results["cm_clip"]
-    assert after.scores.tolist() == [expected[number] for number in after.proposals.tolist()]
-    assert not np.array_equal(np.sort(after.scores), np.sort(results["none"].scores))
-    assert after_cuts(found, None, test, own).keys() == {"none"}
-    assert len(after_cuts(found, None, test, params())["none"]) == 6
 
 
 def test_stored_files_are_not_made_again_and_base_heads_are_not_rescored(params, run, monkeypatch, tmp_path):

@@ -84,6 +84,27 @@ def load_given_test(
     return load_xml_folder(data.test_images, data.test_annotations, known=class_names or (), **options)
 
 
+def open_test_images(
+    data: CocoData | XmlData,
+) -> tuple[DetectionData, tuple[str, ...], tuple[str, ...]] | None:
+    """The test images that the parameters name, base and novel classes; None where they are drawn.
+
+    Training images and K-shot sets are neither read nor drawn.
+
+    Raises:
+        DataError: If annotations or images are wrong.
+        SplitError: If the partition is impossible.
+    """
+    if not _has_test(data):
+        return None
+    data = _with_absolute_paths(data)
+    where = data.test_annotations or data.test_images
+    test = load_given_test(data, Path(where).stem, class_names=None)
+    novel = data.novel_classes or test.class_names
+    base_names, novel_names = partition(data.base_classes, novel, test.class_names, where=where)
+    return test.select_classes((*base_names, *novel_names)), base_names, novel_names
+
+
 def _has_test(data: CocoData | XmlData) -> bool:
     return (data.test_annotations if data.source == "coco" else data.test_images) is not None
 
