@@ -218,12 +218,28 @@ class BaseTrainingParams(NotebookParams):
     split: SplitNumber = Field(1, description="base/novel split")
     detector: DetectorParams = DetectorParams()
     pretraining: SolverParams | None = Field(
-        SolverParams(iterations=900, batch_size=64, lr=0.05), description="null trains from scratch"
+        SolverParams(iterations=900, batch_size=64, lr=0.05), description="null: no training on crops before"
     )
-    solver: SolverParams = SolverParams()
+    weights: str | None = Field(
+        None, min_length=1, description="file to start from: an ImageNet backbone, or a whole detector"
+    )
+    solver: SolverParams | None = Field(
+        SolverParams(), description="null: the detector of `weights` is the base model as it is"
+    )
 
     def label(self) -> str:
         return f"base_training-split{self.split}"
+
+    def user_files(self) -> tuple[str, ...]:
+        return (self.weights,) if self.weights else ()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.weights is not None and self.pretraining is not None:
+            raise ValueError("weights are given, so nothing is pretrained; write pretraining: null")
+        if self.solver is None and self.weights is None:
+            raise ValueError("solver: null takes the base model from weights; give its file")
+        return self
 
 
 class TinyClipParams(NotebookParams):

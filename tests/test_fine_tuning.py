@@ -11,9 +11,10 @@ from risf_core.base_training import evaluate_base_model, train_base_model
 from risf_core.bnrl import get_loss
 from risf_core.checkpoint_evaluation import evaluate_checkpoint
 from risf_core.data.benchmark import open_benchmark
+from risf_core.data.pictograms import SPLITS
 from risf_core.detecting import propose_boxes
 from risf_core.detections import Detections, Similarities
-from risf_core.errors import ParamsError
+from risf_core.errors import CheckpointError, ParamsError
 from risf_core.head_training import extract_region_features
 from risf_core.params import (
     BaseTrainingParams,
@@ -80,6 +81,35 @@ def test_a_second_base_training_goes_on_from_its_checkpoint(base):
     params = BaseTrainingParams.model_validate(base.record["params"])
     again = train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu"))
     assert again["bAP50"] == base.record["metrics"]["bAP50"]  # nothing was left to train
+
+
+def test_what_training_leaves_out_is_counted(base):
+    left_out = base.record["metrics"]["left_out"]
+    train = open_benchmark(base.data, split=1).train
+    novel = sum(count for name, count in train.counts().items() if name in SPLITS[1])
+    assert left_out["boxes_of_other_classes"] == novel > 0
+    assert left_out["crowd_regions"] == left_out["difficult_boxes"] == 0
+
+
+def test_weights_of_a_file_are_the_base_model_or_its_start(base, tmp_path):
+    values = base.record["params"] | {"pretraining": None, "weights": str(base.dir / "model.pth")}
+    params = BaseTrainingParams.model_validate(values | {"solver": None})
+    metrics = train_base_model(params, SimpleNamespace(dir=tmp_path, device="cpu"))
+    assert metrics["bAP"] == base.record["metrics"]["bAP"] and metrics["curve"] is None
+    assert metrics["weights"]["reinitialised"] == metrics["weights"]["left_over"] == 0
+    stored, own = (torch.load(folder / "model.pth")["model"] for folder in (base.dir, tmp_path))
+    assert all(torch.equal(stored[key], own[key]) for key in stored)
+    state = {key: value for key, value in stored.items() if key.startswith(("backbone.", "roi_heads.res5."))}
+    torch.save(state, tmp_path / "backbone.pth")
+    params = BaseTrainingParams.model_validate(values | {"weights": str(tmp_path / "backbone.pth")})
+    run = SimpleNamespace(dir=tmp_path / "started", device="cpu")
+    assert train_base_model(params, run)["weights"]["reinitialised"] > 0
+    with pytest.raises(CheckpointError, match="keys are missing"):
+        params = BaseTrainingParams.model_validate(values | {"weights": params.weights, "solver": None})
+        train_base_model(params, run)
+    for wrong in ({"solver": None, "weights": None}, {"pretraining": base.record["params"]["pretraining"]}):
+        with pytest.raises(ValueError, match="give its file|nothing is pretrained"):
+            BaseTrainingParams.model_validate(values | wrong)
 
 
 def test_pretraining_needs_pictograms(base, monkeypatch):
