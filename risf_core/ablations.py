@@ -17,12 +17,14 @@ from risf_core.fine_tuning import (
     MAX_DETECTIONS,
     build_cm_clip,
     cell_name,
+    cut,
     fine_tune,
     open_clip_source,
     open_context,
 )
 from risf_core.params import AblationBnrlParams, AblationCParams, ClipBackbonesParams, FineTuningParams
 from risf_core.progress import progress
+from risf_core.voc_evaluation import evaluator_for
 
 PAPER_SPACE = "novel+background"
 
@@ -55,8 +57,8 @@ class _Benchmarks:
         if key not in self._opened:
             benchmark = open_benchmark(tuned.data, split=tuned.split)
             test = benchmark.test.select_classes(benchmark.novel_names)
-            groups = {"novel": benchmark.novel_names}
-            self._opened[key] = benchmark, Evaluator(test, groups=groups, max_dets=MAX_DETECTIONS)
+            options = {"groups": {"novel": benchmark.novel_names}, "max_dets": MAX_DETECTIONS}
+            self._opened[key] = benchmark, evaluator_for(test, **options, **benchmark.evaluation)
         return self._opened[key]
 
 
@@ -76,6 +78,7 @@ def ablate_c(params: AblationCParams, run) -> list[dict]:
         name = cell_name(key["seed"], key["arm"], key["loss"])
         found = Detections.load(folder / "detections" / f"{name}.npz")
         similarities = Similarities.load(folder / "similarities" / f"{name}.npz")
+        found, similarities = cut(found, similarities, score_thresh=tuned.score_thresh)
         without = _novel(evaluator.evaluate(found))
         for space, c in itertools.product(params.label_spaces, params.c):
             row = key | {"label_space": space, "c": c}
@@ -120,7 +123,8 @@ def bnrl_sweeps(params: AblationBnrlParams) -> list[dict[str, float | str]]:
 def ablate_bnrl(params: AblationBnrlParams, run) -> list[dict]:
     """Fine-tune with each point of ``bnrl_sweeps`` for every seed and arm; nAP without re-scoring."""
     context = open_context(params, run)
-    evaluator = Evaluator(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS)
+    options = context.benchmark.evaluation
+    evaluator = evaluator_for(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS, **options)
     cells = list(itertools.product(params.seeds, params.arms, bnrl_sweeps(params)))
     measured: dict[tuple, dict] = {}  # sweeps cross: the same loss is trained once
     for seed, arm, point in progress(cells, desc="points", total=len(cells)):
@@ -156,7 +160,9 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
                 built[key["split"]] = cm_clip, _clip_facts(clip, clip_name, benchmark)
             cm_clip, facts = built[key["split"]]
             name = cell_name(key["seed"], key["arm"], key["loss"])
-            found = Detections.load(folder / "detections" / f"{name}.npz")
+            found, _ = cut(
+                Detections.load(folder / "detections" / f"{name}.npz"), None, score_thresh=tuned.score_thresh
+            )
             similarities = encode_detections(
                 found, evaluator.data, cm_clip, score_thresh=settings.score_thresh, cache=images
             )

@@ -6,61 +6,72 @@ import numpy as np
 import torch
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
+from risf_core.data.left_out import left_out_of_training
 from risf_core.data.world import build_world
+from risf_core.detecting import detect_images, propose_boxes
 from risf_core.detector.build import build_detector
-from risf_core.detector.checkpoints import save_checkpoint
+from risf_core.detector.checkpoints import save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.detector.pretrained import MAY_BE_MISSING, load_pretrained
 from risf_core.errors import ParamsError
-from risf_core.evaluation import Evaluator, proposal_recall
-from risf_core.head_training import RegionFeatures, detect_from_features, extract_region_features
+from risf_core.evaluation import proposal_recall
 from risf_core.params import BaseTrainingParams, PictogramData
 from risf_core.precision import resolve_precision
+from risf_core.runs.yaml_files import project_path
 from risf_core.training import pretrain, seed_everything, step_seed, train_detector
+from risf_core.voc_evaluation import evaluator_for
 
 log = logging.getLogger(__name__)
 
 
 def train_base_model(params: BaseTrainingParams, run) -> dict:
-    """Pretrain (pictograms only), train on the base classes, evaluate; write ``run.dir/model.pth``.
+    """Start from weights or pretrain, train on the base classes, evaluate; write ``run.dir/model.pth``.
 
-    Interrupted training goes on from its last checkpoint in ``run.dir``.
+    Interrupted training goes on from its last checkpoint in ``run.dir``. Without a solver the detector of ``weights``,
+    whose head has the base classes in the order of their labels, is the base model as it is.
 
     Returns:
-        ``pretraining_accuracy`` (percent of held-out crops, None without pretraining), the loss curves, and the
-        results of ``evaluate_base_model``.
+        ``pretraining_accuracy`` (percent of held-out crops, None without pretraining), the loss curves, what was
+        ``left_out`` of training, and the results of ``evaluate_base_model``.
     """
     benchmark = open_benchmark(params.data, split=params.split)
     seed_everything(step_seed(params.seed, -2))
     detector = build_detector(params.detector, len(benchmark.base_names)).to(run.device)
-    dtype = resolve_precision(params.solver.precision, torch.device(run.device))
-    run.environment["training_precision"] = str(dtype).removeprefix("torch.")
-    metrics: dict = {"pretraining_accuracy": None, "pretraining_curve": None}
-    if params.pretraining is not None:
-        if not isinstance(params.data, PictogramData):
-            raise ParamsError(
-                "pretraining uses the pictograms' crops; with other data write pretraining: null"
-            )
-        crops, labels = build_world(params.data).classification()
-        result = pretrain(
-            detector,
-            crops,
-            np.asarray(labels),
-            params.pretraining,
-            seed=params.seed,
-            checkpoint=run.dir / "pretraining_checkpoint.pth",
-        )
-        metrics |= {"pretraining_accuracy": result["accuracy"], "pretraining_curve": result["curve"]}
-    metrics["curve"] = train_detector(
-        detector,
-        benchmark.base_train,
-        params.solver,
-        seed=params.seed,
-        desc="base training",
-        checkpoint=run.dir / "checkpoint.pth",
+    metrics = {"pretraining_accuracy": None, "pretraining_curve": None, "curve": None} | _start(
+        detector, params, run
     )
-    content = {"model": detector.state_dict(), "class_names": list(benchmark.base_names)}
-    save_checkpoint(run.dir / "model.pth", content)
+    if params.solver is not None:
+        dtype = resolve_precision(params.solver.precision, torch.device(run.device))
+        run.environment["training_precision"] = str(dtype).removeprefix("torch.")
+        metrics["left_out"] = left_out_of_training(benchmark.train, benchmark.base_train)
+        metrics["curve"] = train_detector(
+            detector,
+            benchmark.base_train,
+            params.solver,
+            seed=params.seed,
+            desc="base training",
+            checkpoint=run.dir / "checkpoint.pth",
+        )
+    save_detector(run.dir / "model.pth", detector, benchmark.base_names)
     return metrics | evaluate_base_model(detector, benchmark)
+
+
+def _start(detector: FasterRCNN, params: BaseTrainingParams, run) -> dict:
+    """Load the weights that training starts from, or pretrain (pictograms only); what it has to say about it."""
+    if params.weights is not None:
+        allow_missing = MAY_BE_MISSING if params.solver is not None else ("affine_",)
+        report = load_pretrained(detector, project_path(params.weights), allow_missing=allow_missing)
+        log.info("%s: %s", params.weights, report)
+        return {"weights": {name: len(keys) for name, keys in vars(report).items()}}
+    if params.pretraining is None:
+        return {}
+    if not isinstance(params.data, PictogramData):
+        raise ParamsError("pretraining uses the pictograms' crops; with other data write pretraining: null")
+    crops, labels = build_world(params.data).classification()
+    checkpoint = run.dir / "pretraining_checkpoint.pth"
+    options = {"seed": params.seed, "checkpoint": checkpoint}
+    result = pretrain(detector, crops, np.asarray(labels), params.pretraining, **options)
+    return {"pretraining_accuracy": result["accuracy"], "pretraining_curve": result["curve"]}
 
 
 def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark) -> dict:
@@ -69,24 +80,12 @@ def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark) -> dict:
     ``recall_base_at_100`` and ``recall_novel_at_100``: share of base and novel objects that one of the 100 best
     proposals covers at IoU 0.5; novel ones were never annotated.
     """
-    regions = extract_region_features(
-        detector, benchmark.test, training=False, desc="features of the test images"
-    )
-    found = detect_from_features(detector.roi_heads.box_predictor, regions, benchmark.base_names)
     test = benchmark.test.select_classes(benchmark.base_names)
-    metrics = Evaluator(test, groups={"base": benchmark.base_names}).evaluate(found)
-    proposals = proposals_by_image(regions)
+    evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
+    metrics = evaluator.evaluate(detect_images(detector, test))
+    proposals = propose_boxes(detector, benchmark.test)
     for group, names in (("base", benchmark.base_names), ("novel", benchmark.novel_names)):
         metrics[f"recall_{group}_at_100"] = proposal_recall(
             proposals, benchmark.test, class_names=names, top=100
         )
     return metrics
-
-
-def proposals_by_image(regions: RegionFeatures) -> dict[int, np.ndarray]:
-    """Proposals of each image in original pixels, best first: image id -> float32 [R, 4]."""
-    # [M, 4]: x, y, x, y
-    scale = np.tile((regions.output_sizes / regions.sizes)[:, ::-1], 2).astype(np.float32)
-    ends = np.cumsum(regions.counts)[:-1]
-    boxes = np.split(regions.boxes * np.repeat(scale, regions.counts, axis=0), ends)
-    return {int(i): b for i, b in zip(regions.image_ids, boxes, strict=True)}

@@ -113,6 +113,16 @@ class Detections:
         is_best = np.arange(len(self)) - start < max_per_image
         return self if is_best.all() else self.keep(is_best)
 
+    def counting(self, *, score_thresh: float = 0.0, max_per_image: int) -> np.ndarray:
+        """Which detections the published cuts leave: bool [D], above the threshold and the best of their image."""
+        rows = np.flatnonzero(self.scores > score_thresh)
+        start = np.searchsorted(
+            self.image_ids[rows], self.image_ids[rows]
+        )  # where the own image begins among them
+        counts = np.zeros(len(self), dtype=bool)
+        counts[rows[np.arange(len(rows)) - start < max_per_image]] = True
+        return counts
+
     def with_scores(self, scores: np.ndarray) -> Detections:
         """The same detections with new scores [D]; the order follows them, so rows move within their image."""
         if np.shape(scores) != (len(self),):
@@ -185,6 +195,10 @@ class Similarities:
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    def keep(self, mask: np.ndarray) -> Similarities:
+        """The rows of a bool mask [D], as `Detections.keep` takes it."""
+        return Similarities(self.cosines[mask], self.encoded[mask], self.label_names)
 
     def columns(self, label_names: Sequence[str]) -> np.ndarray:
         """Cosines with these labels, in this order, float32 [D, len(label_names)].

@@ -322,7 +322,7 @@ def check_data_folders(root: Path) -> list[Check]:
         data = content.get("data")
         if not isinstance(data, dict) or data.get("source", "pictograms") == "pictograms":
             continue
-        keys = ("annotations", "images", "test_annotations", "test_images")
+        keys = ("annotations", "images", "test_annotations", "test_images", "voc2007", "voc2012", "splits")
         places = dict.fromkeys(str(data[key]) for key in keys if data.get(key))
         missing = [place for place in places if not (root / Path(place).expanduser()).exists()]
         name, profile, file = f"data: {path.parent.name}", path.parent.name, path.relative_to(root)

@@ -50,6 +50,7 @@ class Evaluator:
         """
         Args:
             data: The test set. Crowd regions are ignored as COCO does: a detection inside one counts neither way.
+                Difficult boxes, which COCO does not know, are ignored as its boxes outside an area range are.
             groups: Class names by group, e.g. ``{"base": [...], "novel": [...]}``; the first letter of a group is the
                 prefix of its metrics (``bAP``, ``nAP50``).
             max_dets: The best detections of an image that count, all classes together.
@@ -175,19 +176,23 @@ def _ground_truth(data: DetectionData) -> dict[tuple[int, int], list[dict]]:
     """COCO's annotation dicts by (image id, label)."""
     found, next_id = defaultdict(list), 1  # ids from 1: pycocotools reads a match with id 0 as none
     for image in data.images:
-        annotations = _annotations(xyxy_to_xywh(image.boxes), next_id, crowd=image.is_crowd.tolist())
+        flags = list(zip(image.is_crowd.tolist(), (image.is_crowd | image.is_difficult).tolist()))
+        annotations = _annotations(xyxy_to_xywh(image.boxes), next_id, flags=flags)
         for label, annotation in zip(image.labels.tolist(), annotations):
             found[image.image_id, label].append(annotation)
         next_id += len(annotations)
     return dict(found)
 
 
-def _annotations(boxes_xywh: np.ndarray, first_id: int, *, scores=None, crowd=None) -> list[dict]:
-    """COCO's annotation dicts of boxes [N, 4], with the fields that the evaluation of boxes reads."""
+def _annotations(boxes_xywh: np.ndarray, first_id: int, *, scores=None, flags=None) -> list[dict]:
+    """COCO's annotation dicts of boxes [N, 4], with the fields that the evaluation of boxes reads.
+
+    `scores` are those of detections, `flags` (is_crowd, is_ignored) those of objects.
+    """
     extra = (
         [{"score": score} for score in scores]
         if scores is not None
-        else [{"iscrowd": int(flag), "ignore": int(flag)} for flag in crowd]
+        else [{"iscrowd": int(is_crowd), "ignore": int(is_ignored)} for is_crowd, is_ignored in flags]
     )
     areas = (boxes_xywh[:, 2] * boxes_xywh[:, 3]).tolist()
     rows = zip(boxes_xywh.tolist(), areas, extra)
@@ -201,7 +206,7 @@ def _means(precision: np.ndarray, prefix: str) -> dict[str, float | None]:
     means = {}
     for metric, thresholds in METRICS.items():
         values = precision[thresholds]
-        values = values[values > -1]
+        values = values[values != -1]
         means[prefix + metric] = 100.0 * float(values.mean()) if values.size else None
     return means
 
@@ -220,7 +225,7 @@ def proposal_recall(
 
     Args:
         boxes: Proposals by image id: corners in pixels of the original image, [P, 4], best first.
-        data: The test set; crowd regions are left out.
+        data: The test set; crowd regions and difficult boxes are left out.
         class_names: The classes that count.
         iou_thresh: Least overlap.
         top: How many proposals of each image count.
@@ -235,7 +240,7 @@ def proposal_recall(
     labels = [data.class_names.index(name) for name in names]
     num_found = num_objects = 0
     for image in data.images:
-        objects = image.boxes[np.isin(image.labels, labels) & ~image.is_crowd]
+        objects = image.boxes[np.isin(image.labels, labels) & ~image.is_crowd & ~image.is_difficult]
         num_objects += len(objects)
         proposals = np.asarray(boxes[image.image_id])[:top]
         if len(objects) and len(proposals):

@@ -14,13 +14,13 @@ from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_sp
 from risf_core.custom_loss import loss_name
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
-from risf_core.data.loader import ImageCache, load_batch
+from risf_core.data.loader import ImageCache
+from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
 from risf_core.detector.build import build_detector
-from risf_core.detector.checkpoints import load_weights, read_checkpoint, surgery
+from risf_core.detector.checkpoints import load_weights, read_checkpoint, save_detector, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import ParamsError
-from risf_core.evaluation import Evaluator
 from risf_core.head_training import (
     RegionFeatures,
     cached_region_features,
@@ -31,6 +31,7 @@ from risf_core.head_training import (
 from risf_core.params import BaseTrainingParams, ClipSource, CmClipParams, FewShotParams, FineTuningParams
 from risf_core.progress import progress
 from risf_core.training import seed_everything, step_seed, train_detector
+from risf_core.voc_evaluation import evaluator_for
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +91,8 @@ class FewShotContext:
         return self.benchmark.few_shot(shots, seed, arm=arm, setting=self.params.setting)
 
     def train_regions(self, seed: int, arm: str) -> RegionFeatures:
-        """Region features of the largest K-shot set of a seed and arm; smaller ones are subsets of it."""
-        shots = max(self.params.data.shots)
+        """Region features of a seed and arm: of the largest K-shot set where it holds the others."""
+        shots = max(self.params.data.shots) if self.benchmark.is_nested else self.params.shots
         name = f"{self.params.setting}-seed{seed}-{arm}-{shots}shot-{self.params.head.num_proposals}proposals.npz"
         return cached_region_features(
             self.regions_dir / name,
@@ -136,6 +137,7 @@ def fine_tune(
     arm: str,
     trainable: str = "box_head",
     cached: bool = True,
+    weights: Path | None = None,
 ) -> tuple[Detections, list[dict[str, float]]]:
     """Fine-tune on one K-shot set and detect in the test images.
 
@@ -143,6 +145,7 @@ def fine_tune(
         loss: ``(logits [R, C+1], labels [R]) -> scalar``.
         cached: Train the box head on cached region features (``trainable`` must be ``box_head``); else the whole
             forward pass is computed in every step.
+        weights: Where the fine-tuned detector is kept; None keeps it nowhere.
 
     Returns:
         Detections as stored (score > 0.001, at most 300 an image) and the loss curve.
@@ -153,28 +156,14 @@ def fine_tune(
     solver = context.params.solver
     if cached:
         curve = train_box_head(detector, data, context.train_regions(seed, arm), solver, seed=seed, desc=desc)
-        found = detect_from_features(
-            detector.roi_heads.box_predictor, context.test_regions(), context.class_names
-        )
-        return found, curve
-    curve = train_detector(detector, data, solver, seed=seed, desc=desc)
+    else:
+        curve = train_detector(detector, data, solver, seed=seed, desc=desc)
+    if weights is not None:
+        save_detector(weights, detector, context.class_names)
+    if cached:
+        head, regions = detector.roi_heads.box_predictor, context.test_regions()
+        return detect_from_features(head, regions, context.class_names), curve
     return detect_images(detector, context.test), curve
-
-
-@torch.no_grad()
-def detect_images(detector: FasterRCNN, data: DetectionData, *, batch_size: int = 8) -> Detections:
-    """Detections of all images of ``data`` by the whole detector."""
-    detector.eval()
-    found: list[dict[str, Tensor]] = []
-    starts = range(0, len(data), batch_size)
-    for start in progress(starts, desc="detecting", total=len(starts)):
-        images, _ = load_batch(data, list(range(start, min(start + batch_size, len(data)))))
-        device = detector.pixel_mean.device
-        found += [
-            {key: value.cpu() for key, value in one.items()}
-            for one in detector([image.to(device) for image in images])
-        ]
-    return Detections.from_images([image.image_id for image in data.images], found, data.class_names)
 
 
 def open_clip_source(
@@ -223,6 +212,18 @@ def rescored(
         )
 
 
+def cut(
+    detections: Detections,
+    similarities: Similarities | None,
+    *,
+    score_thresh: float,
+    max_detections: int = MAX_DETECTIONS,
+) -> tuple[Detections, Similarities | None]:
+    """The detections that count, with their similarities; published code cuts before it re-scores."""
+    counts = detections.counting(score_thresh=score_thresh, max_per_image=max_detections)
+    return detections.keep(counts), None if similarities is None else similarities.keep(counts)
+
+
 def cell_name(seed: int, arm: str, loss: str) -> str:
     """File name (without ending) of a cell's stored detections."""
     return f"seed{seed}-{arm}-{loss.replace(':', '_')}"
@@ -231,13 +232,15 @@ def cell_name(seed: int, arm: str, loss: str) -> str:
 def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
     """Every cell (seed, arm, loss) of a fine-tuning run; finished cells are skipped, each other is stored when done.
 
-    Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``.
+    Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``, detectors that are to be kept to
+    ``run.dir/weights``.
 
     Returns:
         All rows: one per cell and re-scoring (``none``, ``cm_clip``, ``cm_clip_wide``), AP in percent.
     """
     context = open_context(params, run)
-    evaluator = Evaluator(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS)
+    options = context.benchmark.evaluation
+    evaluator = evaluator_for(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS, **options)
     clip, images, last = None, ImageCache(), "none"
     if params.clip is not None:
         _, loaded = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
@@ -253,11 +256,11 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         key |= {"seed": seed, "arm": arm, "loss": loss}
         if run.rows.done(**key, rescoring=last):
             continue
-        found, curve = fine_tune(
-            context, functions[loss], seed=seed, arm=arm, trainable=params.trainable, cached=params.cached
-        )
+        weights = run.dir / "weights" / f"{cell_name(seed, arm, loss)}.pth" if params.keep_weights else None
+        options = {"trainable": params.trainable, "cached": params.cached, "weights": weights}
+        found, curve = fine_tune(context, functions[loss], seed=seed, arm=arm, **options)
         found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
-        results = {"none": found}
+        similarities = None
         if clip is not None:
             similarities = encode_detections(
                 found,
@@ -268,6 +271,9 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
                 cache=images,
             )
             similarities.save(run.dir / "similarities" / f"{cell_name(seed, arm, loss)}.npz")
+        found, similarities = cut(found, similarities, score_thresh=params.score_thresh)
+        results = {"none": found}
+        if similarities is not None:
             results |= rescored(found, similarities, context.benchmark, params.cm_clip)
         above = len(found.above(params.cm_clip.score_thresh)) / len(context.test)
         for rescoring, detections in results.items():

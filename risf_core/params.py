@@ -4,33 +4,35 @@ A wrong name, type or value is refused before a kernel starts (``risf_core.run``
 notebook that is opened by hand. This file imports no torch, so that a refusal takes well under two seconds.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from risf_core.data_params import CocoData as CocoData
+from risf_core.data_params import (
+    Count,
+    Data,
+    Many,
+    NotNegative,
+    PictogramData,
+    Positive,
+    Seed,
+    Share,
+    SplitNumber,
+    Strictly,
+)
+from risf_core.data_params import VocData as VocData
+from risf_core.data_params import XmlData as XmlData
 from risf_core.errors import ParamsError
 from risf_core.runs.notebook_cells import names_in_force, names_in_parameters_cell
 from risf_core.runs.yaml_files import explain, nearest, project_path
+from risf_core.schedules import STEPS, rescale
 
-T = TypeVar("T")
-Many = Annotated[tuple[T, ...], Strict(False)]  # lax here alone: YAML has no tuples; the items stay strict
-NotNegative = Annotated[float, Field(ge=0, le=20)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-SplitNumber = Annotated[int, Field(ge=1, le=3)]
 LOSSES = ("bnrl", "ce", "ce_bg")
-ARMS = ("kshot", "missing", "full")
-Arm = Literal["kshot", "missing", "full"]
+ARMS = ("kshot", "missing", "full", "clean")
+Arm = Literal["kshot", "missing", "full", "clean"]
 LabelSpace = Literal["novel+background", "novel+base+background"]
 Precision = Literal["auto", "fp32", "bf16"]
-
-
-class Strictly(BaseModel):
-    """Base of all parameter models: frozen, no unknown names, no conversion of types, no NaN or infinity."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunRef(Strictly):
@@ -54,50 +56,6 @@ def _one_or_many(value: Any) -> Any:
 
 
 RunRefs = Annotated[Many[RunRef], BeforeValidator(_one_or_many)]
-
-
-class PictogramData(Strictly):
-    """The embedded world of pictograms, rendered on first use."""
-
-    source: Literal["pictograms"] = "pictograms"
-    root: str = Field("data", description="folder for data; no part of a run's identity")
-    image_size: int = Field(160, ge=64, le=512, description="side of a scene in pixels")
-    num_base_images: int = Field(4000, ge=8, description="training scenes")
-    num_test_images: int = Field(500, ge=8, description="test scenes")
-    num_classification: int = Field(14000, ge=100, description="crops of the 50 other concepts")
-    num_corpus: int = Field(30000, ge=100, description="captioned crops that train the tiny CLIPs")
-    extra_novel: int = Field(4, ge=0, le=8, description="more novel objects in missing and full")
-    few_shot_splits: Many[SplitNumber] = Field((1,), min_length=1, description="splits written")
-    few_shot_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
-    shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K, nested")
-    seed: Seed = Field(0, description="seed of the whole world")
-
-
-class CocoData(Strictly):
-    """Any data set in COCO's annotation form, with the names of its novel classes."""
-
-    source: Literal["coco"]
-    root: str = Field("data", description="folder for what we write; no part of a run's identity")
-    annotations: str = Field(min_length=1, description="annotation file (JSON)")
-    images: str = Field(min_length=1, description="folder of the images")
-    test_annotations: str | None = Field(None, description="of the test images; null: drawn")
-    test_images: str | None = Field(None, description="null: the same as images")
-    test_fraction: float = Field(0.5, gt=0, lt=1, description="share of images drawn for testing")
-    drop_invalid: bool = Field(
-        False, description="drop boxes that are impossible, instead of refusing the file"
-    )
-    base_classes: Many[str] | None = Field(None, description="null: all that are not novel")
-    novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
-    shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested")
-    num_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
-    seed: Seed = Field(0, description="seed of the image split and of the draws")
-
-
-def _default_source(value: Any) -> Any:
-    return {"source": "pictograms", **value} if isinstance(value, dict) else value
-
-
-Data = Annotated[PictogramData | CocoData, Field(discriminator="source"), BeforeValidator(_default_source)]
 
 
 class DetectorParams(Strictly):
@@ -153,6 +111,28 @@ class SolverParams(Strictly):
     clip_norm: float | None = Field(10.0, gt=0, description="largest norm of the gradient; null: unclipped")
     precision: Precision = Field("auto", description="auto takes bf16 where a probe finds it faster")
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none but the last")
+    reference_batch: Count | None = Field(
+        None,
+        description="batch size that lr and all steps are given for; batch_size may differ: they follow it",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_batch_size(cls, values: Any) -> Any:
+        """Rescale a schedule that is given for another batch size; what is recorded is what runs."""
+        if not isinstance(values, dict) or values.get("reference_batch") is None:
+            return values
+        defaults = {name: info.default for name, info in cls.model_fields.items()}
+        given = {name: values.get(name, defaults[name]) for name in (*STEPS, "lr", "milestones")}
+        sizes = (values["reference_batch"], values.get("batch_size", defaults["batch_size"]))
+        milestones = given["milestones"] if isinstance(given["milestones"], list | tuple) else [None]
+        whole = [*sizes, *(given[name] for name in STEPS), *milestones]
+        if not all(type(number) is int and number >= 0 for number in whole) or min(sizes) < 1:
+            return values  # the fields refuse it
+        if type(given["lr"]) not in (int, float):
+            return values
+        rescaled = rescale(given | {"batch_size": sizes[0]}, batch_size=sizes[1])
+        return values | rescaled | {"reference_batch": sizes[1]}
 
     @model_validator(mode="after")
     def _milestones_need_multistep(self) -> Self:
@@ -241,12 +221,29 @@ class BaseTrainingParams(NotebookParams):
     detector: DetectorParams = DetectorParams()
     pretraining: SolverParams | None = Field(
         SolverParams(iterations=900, batch_size=64, lr=0.05, checkpoint_every=300),
-        description="null trains from scratch",
+        description="null: no training on crops before",
     )
-    solver: SolverParams = SolverParams(iterations=1400, checkpoint_every=200)
+    weights: str | None = Field(
+        None, min_length=1, description="file to start from: an ImageNet backbone, or a whole detector"
+    )
+    solver: SolverParams | None = Field(
+        SolverParams(iterations=1400, checkpoint_every=200),
+        description="null: the detector of `weights` is the base model as it is",
+    )
 
     def label(self) -> str:
         return f"base_training-split{self.split}"
+
+    def user_files(self) -> tuple[str, ...]:
+        return (self.weights,) if self.weights else ()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.weights is not None and self.pretraining is not None:
+            raise ValueError("weights are given, so nothing is pretrained; write pretraining: null")
+        if self.solver is None and self.weights is None:
+            raise ValueError("solver: null takes the base model from weights; give its file")
+        return self
 
 
 class TinyClipParams(NotebookParams):
@@ -330,8 +327,9 @@ class FewShotParams(NotebookParams):
             raise ValueError(
                 f"split {self.split} is not in data.few_shot_splits {list(data.few_shot_splits)}"
             )
-        if not pictograms and set(self.arms) != {"kshot"}:
-            raise ValueError("data of source coco has the arm kshot alone")
+        known = {"kshot", "missing", "full"} if pictograms else {"kshot", "clean"}
+        if not set(self.arms) <= known:
+            raise ValueError(f"data of source {data.source} has the arms {', '.join(sorted(known))}")
         _check_losses(self.losses)
         return self
 
@@ -373,6 +371,8 @@ class FineTuningParams(FewShotParams):
     # published: all_but_res5
     trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
+    score_thresh: Share = Field(0.0, description="detections at or below it do not count; published: 0.05")
+    keep_weights: bool = Field(False, description="keep each fine-tuned detector, for 21_evaluate")
 
     def label(self) -> str:
         setting = "-gfsod" if self.setting == "gfsod" else ""
@@ -383,6 +383,51 @@ class FineTuningParams(FewShotParams):
         if self.cached and self.trainable != "box_head":
             raise ValueError("cached: true needs trainable: box_head (all else must be frozen)")
         return self
+
+
+class CheckpointSource(Strictly):
+    """A trained detector: a run's, or a file of ours, of DeFRCN or of RISF."""
+
+    run: RunRef | None = Field(None, description="run of 10_base_training")
+    path: str | None = Field(None, min_length=1, description="checkpoint file (.pth)")
+    detector: DetectorParams | None = Field(None, description="of the file; null: it says so itself")
+    # which classes the head has, and in which order
+    classes: Literal["base", "novel", "all"] | None = Field(None, description="null: the file names them")
+    class_order: Literal["base_novel", "category_id"] = Field(
+        "base_novel",
+        description="of a file that names no classes; published: COCO category_id, VOC base_novel",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.run is None) == (self.path is None):
+            raise ValueError("give either run or path")
+        if self.run is not None and (self.detector is not None or self.classes is not None):
+            raise ValueError("detector and classes belong to path; a run says both itself")
+        return self
+
+
+class EvaluateParams(NotebookParams):
+    """21_evaluate: a checkpoint on the test images of a data set, without any training."""
+
+    notebook: ClassVar[str] = "21_evaluate"
+    split: SplitNumber = Field(1, description="base/novel split")
+    checkpoint: CheckpointSource
+    score_thresh: Share = Field(0.0, description="detections at or below it do not count; published: 0.05")
+    max_detections: Count = Field(100, description="the best of an image that count")
+    batch_size: Count = Field(1, description="images at a time; 1 as published, for padding changes numbers")
+    clip: ClipSource | None = Field(None, description="null: no re-scoring")
+    cm_clip: CmClipParams = CmClipParams()
+    engine: Literal["pycocotools", "faster-coco-eval"] = Field(
+        "pycocotools", description="of COCO's metric; both give the same numbers"
+    )
+    published: dict[str, float] = Field({}, description="numbers to compare with, such as {nAP: 18.5}")
+
+    def label(self) -> str:
+        return f"evaluate-split{self.split}"
+
+    def user_files(self) -> tuple[str, ...]:
+        return (self.checkpoint.path,) if self.checkpoint.path else ()
 
 
 class AblationCParams(NotebookParams):
@@ -441,6 +486,7 @@ MODELS: dict[str, type[NotebookParams]] = {
         BaseTrainingParams,
         TinyClipParams,
         FineTuningParams,
+        EvaluateParams,
         AblationCParams,
         AblationBnrlParams,
         ClipBackbonesParams,

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import (
     LOSSES,
@@ -333,6 +334,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [sensitivity_c_table(records, metric=metric) for metric in ("nAP50", "nAP")]
     tables += [beta_omega_table(records), gamma_epsilon_table(records), backbones_table(records)]
     tables += [wide_table(records), gfsod_table(records), rescored_table(records)]
+    tables += [evaluation_table(records), evaluation_classes_table(records)]
     tables += [base_training_table(records), tiny_clip_table(records), cost_table(records)]
     if any((record["params"].get("clip") or {}).get("path_only") for record in records if "params" in record):
         tables = [replace(table, caption=f"{table.caption} {PATH_ONLY_NOTE}") for table in tables]

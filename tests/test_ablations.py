@@ -73,7 +73,7 @@ def stored_run(tmp_path, monkeypatch):
     Similarities(cosines, np.ones(2, bool), ("queen", "king", "background")).save(
         tmp_path / "similarities" / "seed0-kshot-ce.npz"
     )
-    benchmark = SimpleNamespace(novel_names=("queen",), base_names=("king",), test=test)
+    benchmark = SimpleNamespace(novel_names=("queen",), base_names=("king",), test=test, evaluation={})
     monkeypatch.setattr(ablations, "open_benchmark", lambda data, split: benchmark)
     tuned = FineTuningParams(profile="t", base="x.yaml", data=DATA)
     key = {"split": 1, "shots": 5, "seed": 0, "loss": "ce", "arm": "kshot", "setting": "fsod"}

@@ -7,12 +7,23 @@ import pytest
 import torch
 
 from risf_core import fine_tuning
-from risf_core.base_training import evaluate_base_model, proposals_by_image, train_base_model
+from risf_core.base_training import evaluate_base_model, train_base_model
 from risf_core.bnrl import get_loss
+from risf_core.checkpoint_evaluation import evaluate_checkpoint
 from risf_core.data.benchmark import open_benchmark
-from risf_core.errors import ParamsError
+from risf_core.data.pictograms import SPLITS
+from risf_core.detecting import propose_boxes
+from risf_core.detections import Detections, Similarities
+from risf_core.errors import CheckpointError, ParamsError
 from risf_core.head_training import extract_region_features
-from risf_core.params import BaseTrainingParams, FineTuningParams, PictogramData, SolverParams
+from risf_core.params import (
+    BaseTrainingParams,
+    CheckpointSource,
+    EvaluateParams,
+    FineTuningParams,
+    PictogramData,
+    SolverParams,
+)
 from risf_core.runs.state import digest
 
 from .detector.conftest import TINY
@@ -70,6 +81,35 @@ def test_a_second_base_training_goes_on_from_its_checkpoint(base):
     params = BaseTrainingParams.model_validate(base.record["params"])
     again = train_base_model(params, SimpleNamespace(dir=base.dir, device="cpu", environment={}))
     assert again["bAP50"] == base.record["metrics"]["bAP50"]  # nothing was left to train
+
+
+def test_what_training_leaves_out_is_counted(base):
+    left_out = base.record["metrics"]["left_out"]
+    train = open_benchmark(base.data, split=1).train
+    novel = sum(count for name, count in train.counts().items() if name in SPLITS[1])
+    assert left_out["boxes_of_other_classes"] == novel > 0
+    assert left_out["crowd_regions"] == left_out["difficult_boxes"] == 0
+
+
+def test_weights_of_a_file_are_the_base_model_or_its_start(base, tmp_path):
+    values = base.record["params"] | {"pretraining": None, "weights": str(base.dir / "model.pth")}
+    params = BaseTrainingParams.model_validate(values | {"solver": None})
+    metrics = train_base_model(params, SimpleNamespace(dir=tmp_path, device="cpu"))
+    assert metrics["bAP"] == base.record["metrics"]["bAP"] and metrics["curve"] is None
+    assert metrics["weights"]["reinitialised"] == metrics["weights"]["left_over"] == 0
+    stored, own = (torch.load(folder / "model.pth")["model"] for folder in (base.dir, tmp_path))
+    assert all(torch.equal(stored[key], own[key]) for key in stored)
+    state = {key: value for key, value in stored.items() if key.startswith(("backbone.", "roi_heads.res5."))}
+    torch.save(state, tmp_path / "backbone.pth")
+    params = BaseTrainingParams.model_validate(values | {"weights": str(tmp_path / "backbone.pth")})
+    run = SimpleNamespace(dir=tmp_path / "started", device="cpu")
+    assert train_base_model(params, run)["weights"]["reinitialised"] > 0
+    with pytest.raises(CheckpointError, match="keys are missing"):
+        params = BaseTrainingParams.model_validate(values | {"weights": params.weights, "solver": None})
+        train_base_model(params, run)
+    for wrong in ({"solver": None, "weights": None}, {"pretraining": base.record["params"]["pretraining"]}):
+        with pytest.raises(ValueError, match="give its file|nothing is pretrained"):
+            BaseTrainingParams.model_validate(values | wrong)
 
 
 def test_pretraining_needs_pictograms(base, monkeypatch):
@@ -147,8 +187,41 @@ def test_proposals_are_scaled_to_original_pixels(base):
     torch.manual_seed(0)
     detector = FasterRCNN(detector_params.model_copy(update={"min_size": (128,)}), 15)
     benchmark = open_benchmark(base.data, split=1)
+    boxes = propose_boxes(detector, benchmark.test, top=15)
     regions = extract_region_features(detector, benchmark.test, training=False)
-    boxes = proposals_by_image(regions)
+    first = regions.boxes[:15] / 2
+    assert np.allclose(boxes[benchmark.test.images[0].image_id], first, atol=1e-3)
     assert set(boxes) == {image.image_id for image in benchmark.test.images}
     assert max(box.max() for box in boxes.values()) <= 64 + 1e-3 and regions.boxes.max() > 64
     assert 0 <= evaluate_base_model(detector, benchmark)["bAP"] <= 100
+
+
+def test_detections_that_count_are_cut_before_they_are_rescored():
+    """Novel class red, base class green; three detections of the first image are above 0.05, one of the second."""
+    scores = np.array([0.9, 0.6, 0.3, 0.02, 0.8, 0.01])
+    labels, ids = np.array([0, 0, 1, 0, 1, 0]), np.array([1, 1, 1, 1, 2, 2])
+    boxes = np.tile([1, 1, 9, 9], (6, 1))
+    found = Detections(ids, boxes, scores, labels, np.zeros((6, 3)), np.arange(6), ("red", "green"))
+    encoded = (labels == 0) & (scores > 0.05)
+    cosines = np.where(encoded[:, None], np.arange(18).reshape(6, 3) / 20, np.nan)
+    similarities = Similarities(cosines, encoded, ("red", "green", "background"))
+    kept, rows = fine_tuning.cut(found, similarities, score_thresh=0.05, max_detections=2)
+    assert sorted(kept.proposals.tolist()) == [0, 1, 4]
+    assert [row[0] for row in rows.cosines.tolist()[:2]] == pytest.approx([0.0, 0.15])
+    assert rows.encoded.tolist() == [True, True, False]
+    kept, rows = fine_tuning.cut(found, None, score_thresh=0.0)
+    assert len(kept) == 6 and rows is None
+
+
+def test_kept_weights_detect_what_was_stored(base, tmp_path):
+    params = _params(base, losses=("ce",), keep_weights=True, score_thresh=0.05)
+    rows = fine_tuning.fine_tuning_grid(params, _run(base, tmp_path))
+    source = CheckpointSource(path=str(tmp_path / "weights" / "seed0-kshot-ce.pth"))
+    evaluation = EvaluateParams(profile="t", data=base.data, checkpoint=source, score_thresh=0.05)
+    run = SimpleNamespace(dir=tmp_path / "evaluation", device="cpu", rows=_Rows())
+    (row,) = evaluate_checkpoint(evaluation, run)
+    stored = Detections.load(tmp_path / "detections" / "seed0-kshot-ce.npz")
+    again = Detections.load(run.dir / "detections.npz")
+    assert again.class_names == stored.class_names and len(again) == len(stored) > 0
+    assert np.allclose(again.scores, stored.scores, atol=1e-4)  # cached features are of half the precision
+    assert row["nAP"] == pytest.approx(rows[0]["nAP"], abs=1.0) and row["bAP"] is None

@@ -76,7 +76,7 @@ def _refusal(function, *arguments, **keywords) -> str:
         ("setting: fsdo", "setting: expected one of fsod, gfsod, got text 'fsdo' (nearest: 'fsod')"),
         (
             "data: {source: cocoo}",
-            "data.source: expected one of pictograms, coco, got text 'cocoo' (nearest: 'coco')",
+            "data.source: expected one of pictograms, coco, xml, voc, got text 'cocoo' (nearest: 'coco')",
         ),
         ("data: {sed: 1}", "unknown parameter 'data.sed' (nearest: 'data.seed')"),
         ("losses: [bnrll]", "unknown loss 'bnrll' (nearest: 'bnrl')"),
@@ -163,6 +163,7 @@ def test_models_are_frozen():
 def test_models_survive_json(model):
     given = {"profile": "mini", "base": "b.yaml", "fine_tuning": "f.yaml"}
     given["clips"] = [{"run": "c.yaml"}, {"model": "RN50", "path_only": True}]
+    given["checkpoint"] = {"path": "model.pth", "detector": {"freeze_at": 3}, "classes": "novel"}
     params = model(**{name: value for name, value in given.items() if name in model.model_fields})
     assert model.model_validate(json.loads(params.model_dump_json())) == params
 
@@ -174,11 +175,14 @@ def test_a_clip_has_one_source_and_admits_random_weights():
             ClipSource(**wrong)
 
 
-def test_coco_data_need_classes_and_have_one_arm():
+def test_coco_data_need_classes_and_have_arms_of_their_own():
     data = {"source": "coco", "annotations": "a.json", "images": "images", "novel_classes": ["cat"]}
     assert isinstance(FineTuningParams(**MINIMAL, data=data, shots=3).data, CocoData)
-    with pytest.raises(ValidationError, match="arm kshot alone"):
+    assert FineTuningParams(**MINIMAL, data=data, shots=3, arms=["kshot", "clean"]).arms == ("kshot", "clean")
+    with pytest.raises(ValidationError, match="data of source coco has the arms clean, kshot"):
         FineTuningParams(**MINIMAL, data=data, shots=3, arms=["kshot", "full"])
+    with pytest.raises(ValidationError, match="data of source pictograms has the arms full, kshot, missing"):
+        FineTuningParams(**MINIMAL, arms=["clean"])
     with pytest.raises(ValidationError, match="novel_classes"):
         FineTuningParams(**MINIMAL, data={"source": "coco", "annotations": "a.json", "images": "images"})
 

@@ -6,36 +6,27 @@ What is not on disk yet is rendered or drawn, and written, when a benchmark is o
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
-from risf_core.data.coco import load_coco, write_coco, write_json
+from risf_core.data.clean_seeds import restore_instances
+from risf_core.data.coco import load_coco
 from risf_core.data.dataset import DetectionData, check_class_list, merge_images, summarize
-from risf_core.data.few_shot import draw_few_shot, file_label, load_few_shot, write_few_shot
-from risf_core.data.image_split import split_images
-from risf_core.data.loader import check_images
-from risf_core.errors import DataError, SplitError
-from risf_core.runs.yaml_files import project_path
+from risf_core.data.few_shot import file_label, load_few_shot
+from risf_core.errors import SplitError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from risf_core.params import CocoData, PictogramData
+    from risf_core.data_params import CocoData, PictogramData, VocData, XmlData
 
 logger = logging.getLogger(__name__)
 
-SEED_STRIDE = 1000  # between the draws of one data seed and the next
-DRAW_VERSION = 1  # raise it whenever the same parameters give another image split or other draws
-MAX_DECODED = (
-    20_000  # images decoded once when a benchmark is prepared; larger sets are checked as they are read
-)
+ANNOTATION_ENDINGS = {".json", ".xml", ".txt"}  # of the files that count in a folder of data
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +35,19 @@ class Benchmark:
 
     Attributes:
         name: For messages, tables and pictures.
-        base_names: Base classes, in the order of their labels.
+        base_names: Base classes, in the order of their labels; none where the base model comes from other data.
         novel_names: Novel classes, in the order of their labels; they follow the base classes where both are present.
         test: Test images with the boxes of base and novel classes.
-        arms: Kinds of K-shot images: ("kshot", "missing", "full") for pictograms, ("kshot",) for COCO-format data.
-        shots: The values of K that were drawn.
+        arms: Kinds of K-shot images: ("kshot", "missing", "full") for pictograms, ("kshot", "clean") for data of the
+            user (`risf_core.data.clean_seeds`), ("kshot",) where there are no annotations but those of the shots.
+        shots: The values of K that there are.
         num_seeds: Draws are numbered 0 to this less one.
         hash: SHA-256 over annotation and split files.
-        train_annotations: COCO file of the training images, with all boxes.
-        images_dir: Folder of the training images.
-        find_shots: ``find_shots(arm, with_base=False)`` gives the folder of an arm's draws, in the published layout;
-            with_base asks for the files of the base classes there too.
-        drop_invalid: Passed to `load_coco` with the training file.
+        load_train: Reads the training images with the boxes of all classes.
+        load_shots: ``load_shots(arm=, shots=, seed=, setting=)`` reads a draw.
+        is_exact: Whether every draw has exactly K boxes of each class; published ones may not.
+        is_nested: Whether the images and boxes of a smaller K are among those of a larger one.
+        evaluation: ``metric`` and ``rounding`` of `risf_core.voc_evaluation.evaluator_for`; empty for COCO's.
     """
 
     name: str
@@ -66,24 +58,27 @@ class Benchmark:
     shots: tuple[int, ...]
     num_seeds: int
     hash: str
-    train_annotations: Path
-    images_dir: Path
-    find_shots: Callable[..., Path]
-    drop_invalid: bool = False
+    load_train: Callable[[], DetectionData]
+    load_shots: Callable[..., DetectionData]
+    is_exact: bool = True
+    is_nested: bool = True
+    evaluation: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def train(self) -> DetectionData:
         """All training images with the boxes of all classes of the file; what base training may not see is in it."""
-        return load_coco(
-            self.train_annotations, self.images_dir, name=f"{self.name} train", drop_invalid=self.drop_invalid
-        )
+        return self.load_train()
 
     @cached_property
     def base_train(self) -> DetectionData:
         """Training images with the boxes of base classes alone; images without one are dropped.
 
         Objects of novel and other classes in them become background, as published.
+
+        Raises:
+            SplitError: If there are no base classes.
         """
+        self._check_base_names("base training")
         return self.train.select_classes(self.base_names).drop_empty()
 
     def few_shot(self, shots: int, seed: int, *, arm: str = "kshot", setting: str = "fsod") -> DetectionData:
@@ -99,14 +94,21 @@ class Benchmark:
             Data with the classes `novel_names`, or `base_names` + `novel_names` for "gfsod".
 
         Raises:
-            SplitError: If there is no such draw, or it has not exactly K boxes of each class (arm "full" excepted).
+            SplitError: If there is no such draw, or it has not exactly K boxes of each class (arms "full" and "clean",
+                and published draws, excepted).
         """
         self._check_draw(shots, seed, arm, setting)
-        novel = self._load_draw(arm, shots, seed, self.novel_names, with_base=False)
-        if setting == "fsod":
-            return novel
-        base = self._load_draw(arm, shots, seed, self.base_names, with_base=True)
-        return merge_images([base, novel], name=novel.name, class_names=(*self.base_names, *self.novel_names))
+        if arm == "clean":
+            return restore_instances(self.few_shot(shots, seed, setting=setting), self.train)
+        data = self.load_shots(arm=arm, shots=shots, seed=seed, setting=setting)
+        exact = self.base_names if arm == "full" else data.class_names
+        wrong = [(name, count) for name, count in data.counts().items() if count != shots and name in exact]
+        if wrong and self.is_exact:
+            name, count = wrong[0]
+            raise SplitError(
+                f"{data.name}: {count} boxes of {name!r}. Expected {shots}: delete the folder of draws and rerun."
+            )
+        return data
 
     def _check_draw(self, shots: int, seed: int, arm: str, setting: str) -> None:
         choices = {
@@ -121,22 +123,17 @@ class Benchmark:
                 raise SplitError(
                     f"{self.name}: there is no draw with {what} {value!r}. Expected one of: {expected}."
                 )
+        if setting == "gfsod":
+            self._check_base_names("gfsod")
 
-    def _load_draw(
-        self, arm: str, shots: int, seed: int, class_names: Sequence[str], *, with_base: bool
-    ) -> DetectionData:
-        root = self.find_shots(arm, with_base=with_base)
-        data = load_few_shot(root, self.images_dir, shots=shots, seed=seed, class_names=class_names)
-        wrong = [(name, count) for name, count in data.counts().items() if count != shots]
-        if wrong and (arm != "full" or with_base):
-            name, count = wrong[0]
-            raise SplitError(
-                f"{root}, seed {seed}: {count} boxes of {name!r}. Expected {shots}: delete the folder and rerun."
-            )
-        return data
+    def _check_base_names(self, what: str) -> None:
+        if not self.base_names:
+            raise SplitError(f"{self.name}: there are no base classes. Expected some for {what}.")
 
     def summary(self) -> pd.DataFrame:
         """Images, boxes and crowd regions of each class in both parts, and what base training leaves out."""
+        if not self.base_names:
+            return summarize({"test": self.test})
         table = summarize({"base training": self.base_train, "test": self.test})
         left_out = summarize({"base training": self.train}).loc["all"] - table.loc["all"]
         table.loc["left out of base training"] = left_out.reindex(table.columns)
@@ -145,14 +142,14 @@ class Benchmark:
         return table
 
 
-def open_benchmark(data: PictogramData | CocoData, *, split: int = 1) -> Benchmark:
+def open_benchmark(data: PictogramData | CocoData | XmlData | VocData, *, split: int = 1) -> Benchmark:
     """Open a data set for few-shot detection, and first render or draw what is not on disk yet.
 
     Several processes may open the same data at once; one of them prepares it.
 
     Args:
         data: The ``data`` part of a notebook's parameters.
-        split: Number of the base/novel partition: 1 to 3 for pictograms, 1 for COCO-format data.
+        split: Number of the base/novel partition: 1 to 3 for pictograms and VOC, 1 for other data.
 
     Raises:
         DataError: If annotations or images are wrong.
@@ -160,8 +157,14 @@ def open_benchmark(data: PictogramData | CocoData, *, split: int = 1) -> Benchma
     """
     if data.source == "pictograms":
         benchmark = _open_pictograms(data, split)
+    elif data.source == "voc":
+        from risf_core.data.voc_benchmark import open_voc
+
+        benchmark = open_voc(data, split)
     else:
-        benchmark = _open_coco(data, split)
+        from risf_core.data.user_benchmark import open_user_data
+
+        benchmark = open_user_data(data, split)
     absent = [name for name, count in benchmark.test.counts().items() if count == 0]
     if absent:
         logger.warning(
@@ -175,10 +178,10 @@ def open_benchmark(data: PictogramData | CocoData, *, split: int = 1) -> Benchma
 def partition(
     base: Sequence[str] | None, novel: Sequence[str], available: Sequence[str], *, where: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check a base/novel partition; base None means all other classes.
+    """Check a base/novel partition; base None means all other classes, an empty tuple none.
 
     Raises:
-        SplitError: If a class is unknown, listed twice or in both lists, or a list is empty.
+        SplitError: If a class is unknown, listed twice or in both lists, or there are none where some are needed.
     """
     novel_names = check_class_list(novel, available, where=where)
     if base is None:
@@ -189,7 +192,7 @@ def partition(
         raise SplitError(
             f"{where}: class {both[0]!r} is a base and a novel class. Expected it in one of the two lists."
         )
-    if not base_names or not novel_names:
+    if (not base_names and base != ()) or not novel_names:
         raise SplitError(
             f"{where}: {len(base_names)} base and {len(novel_names)} novel classes. Expected some of each."
         )
@@ -220,148 +223,39 @@ def _open_pictograms(data: PictogramData, split: int) -> Benchmark:
         arms=ARMS,
         shots=tuple(data.shots),
         num_seeds=data.few_shot_seeds,
-        hash=_hash_files(train_annotations, test_annotations, *_files_of(novel_names, folders)),
-        train_annotations=train_annotations,
-        images_dir=world.root,
-        find_shots=partial(world.few_shot_root, split),
-    )
-
-
-def _open_coco(data: CocoData, split: int) -> Benchmark:
-    if split != 1:
-        raise SplitError(
-            f"{data.annotations}: there is no split {split}. Expected 1: COCO-format data has one partition."
-        )
-    data = _with_absolute_paths(data)
-    root = Path(data.root) / f"{Path(data.annotations).stem}-{_coco_hash(data)}"
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / "build.lock"):
-        if not (root / "done.json").exists():
-            logger.info("Drawing image split and few-shot splits of %s into %s", data.annotations, root)
-            _build_coco(data, root)
-    done = _read_done(root)
-    base_names, novel_names = tuple(done["base_names"]), tuple(done["novel_names"])
-    drawn = data.test_annotations is None
-    train_annotations = root / "annotations" / "train.json" if drawn else Path(data.annotations)
-    test_annotations = root / "annotations" / "test.json" if drawn else Path(data.test_annotations)
-    return Benchmark(
-        name=root.name,
-        base_names=base_names,
-        novel_names=novel_names,
-        test=_load_coco_test(data, test_annotations, (*base_names, *novel_names), root.name),
-        arms=("kshot",),
-        shots=tuple(data.shots),
-        num_seeds=data.num_seeds,
-        hash=_hash_files(
-            train_annotations, test_annotations, *_files_of(None, [root / "few_shot" / "kshot"])
+        hash=hash_files(train_annotations, test_annotations, *files_of(novel_names, folders)),
+        load_train=partial(load_coco, train_annotations, world.root, name=f"{name} train"),
+        load_shots=partial(
+            load_layout, partial(world.few_shot_root, split), world.root, base_names, novel_names
         ),
-        train_annotations=train_annotations,
-        images_dir=Path(data.images),
-        find_shots=partial(_coco_shots, root),
-        drop_invalid=data.drop_invalid and not drawn,
     )
 
 
-def _with_absolute_paths(data: CocoData) -> CocoData:
-    paths = {
-        key: getattr(data, key)
-        for key in ("root", "annotations", "images", "test_annotations", "test_images")
-    }
-    return data.model_copy(
-        update={key: str(project_path(path)) for key, path in paths.items() if path is not None}
-    )
-
-
-def _coco_shots(root: Path, arm: str, *, with_base: bool = False) -> Path:
-    """Folder of the draws; asked for base classes it refuses if some of them had too few boxes."""
-    reasons = _read_done(root)["no_base_shots"]
-    if with_base and reasons:
-        raise SplitError(f"no gfsod draw, for {len(reasons)} base classes are too rare. {reasons[0]}")
-    return root / "few_shot" / arm
-
-
-def _load_coco_test(
-    data: CocoData, annotations: Path, class_names: Sequence[str], name: str
+def load_layout(
+    find_shots: Callable[..., Path],
+    images_dir: Path,
+    base_names: Sequence[str],
+    novel_names: Sequence[str],
+    *,
+    arm: str,
+    shots: int,
+    seed: int,
+    setting: str,
+    drop_invalid: bool = False,
 ) -> DetectionData:
-    drawn = data.test_annotations is None
-    return load_coco(
-        annotations,
-        data.images if drawn else data.test_images or data.images,
-        class_names=class_names,
-        name=f"{name} test",
-        drop_invalid=data.drop_invalid and not drawn,
-    )
+    """Read a draw from the published file layout.
+
+    ``find_shots(arm, with_base=False)`` gives the folder of an arm's draws; with_base asks for the base classes' too.
+    """
+    options = {"shots": shots, "seed": seed, "drop_invalid": drop_invalid}
+    novel = load_few_shot(find_shots(arm), images_dir, class_names=novel_names, **options)
+    if setting == "fsod":
+        return novel
+    base = load_few_shot(find_shots(arm, with_base=True), images_dir, class_names=base_names, **options)
+    return merge_images([base, novel], name=novel.name, class_names=(*base_names, *novel_names))
 
 
-def _coco_hash(data: CocoData) -> str:
-    """Eight hex digits over what decides the files that we write; the folders of images and data are no part of it."""
-    content = data.model_dump(
-        mode="json", exclude={"root", "annotations", "images", "test_annotations", "test_images"}
-    )
-    content["version"] = DRAW_VERSION
-    for key in ("annotations", "test_annotations"):
-        path = getattr(data, key)
-        if path is not None and not Path(path).is_file():
-            raise DataError(
-                f"{key}: file {path} does not exist. Expected a COCO-format JSON file; check the path."
-            )
-        content[key] = None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _build_coco(data: CocoData, root: Path) -> None:
-    """Draw and write the image split (unless a test file is given) and the few-shot splits; `done.json` last."""
-    whole = load_coco(data.annotations, data.images, drop_invalid=data.drop_invalid)
-    base_names, novel_names = partition(
-        data.base_classes, data.novel_classes, whole.class_names, where=data.annotations
-    )
-    class_names = (*base_names, *novel_names)
-    if data.test_annotations is None:
-        train, test = split_images(
-            whole, test_fraction=data.test_fraction, seed=data.seed, class_names=class_names
-        )
-        write_coco(root / "annotations" / "train.json", train, images_dir=data.images)
-        write_coco(root / "annotations" / "test.json", test, images_dir=data.images)
-    else:
-        train, test = whole, _load_coco_test(data, Path(data.test_annotations), class_names, root.name)
-    shared = {record.path for record in train.images} & {record.path for record in test.images}
-    if shared:
-        raise SplitError(
-            f"{len(shared)} images are for training and for testing, e.g. {min(shared)}. Expected none."
-        )
-    for class_name in novel_names:
-        _draw_class(data, root, train, class_name)
-    if len(train) + len(test) <= MAX_DECODED:
-        check_images(train)
-        check_images(test)
-    no_base_shots = []
-    for class_name in base_names:
-        try:
-            _draw_class(data, root, train, class_name)
-        except SplitError as error:  # reported when a gfsod draw is asked for; fsod does not need it
-            no_base_shots.append(str(error))
-    if no_base_shots:
-        logger.warning(
-            "%s: %d of %d base classes are too rare for gfsod", root.name, len(no_base_shots), len(base_names)
-        )
-    write_json(
-        root / "done.json",
-        {"base_names": base_names, "novel_names": novel_names, "no_base_shots": no_base_shots},
-    )
-
-
-def _draw_class(data: CocoData, root: Path, train: DetectionData, class_name: str) -> None:
-    """Draw and write the shots of one class, all K and seeds."""
-    for seed in range(data.num_seeds):
-        draws = draw_few_shot(train, [class_name], shots=data.shots, seed=SEED_STRIDE * data.seed + seed)
-        write_few_shot(root / "few_shot" / "kshot", train, draws, seed=seed, images_dir=data.images)
-
-
-def _read_done(folder: Path) -> dict:
-    return json.loads((folder / "done.json").read_text())
-
-
-def _files_of(class_names: Sequence[str] | None, folders: Sequence[Path]) -> list[Path]:
+def files_of(class_names: Sequence[str] | None, folders: Sequence[Path]) -> list[Path]:
     """The few-shot files of some classes (None: of all) in some folders of draws."""
     endings = (
         None if class_names is None else {f"shot_{file_label(name)}_trainval.json" for name in class_names}
@@ -374,9 +268,12 @@ def _files_of(class_names: Sequence[str] | None, folders: Sequence[Path]) -> lis
     ]
 
 
-def _hash_files(*paths: Path) -> str:
-    """SHA-256 over the names and contents of files; where they lie does not matter."""
+def hash_files(*paths: Path) -> str:
+    """SHA-256 over the names and contents of files, in folders of those below; where they lie does not matter."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        inside = (file for file in path.rglob("*") if file.suffix in ANNOTATION_ENDINGS)
+        for file in sorted(inside) if path.is_dir() else [path]:
+            name = file.relative_to(path).as_posix() if path.is_dir() else path.name
+            digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()

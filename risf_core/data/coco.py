@@ -1,36 +1,34 @@
 """COCO annotation files in and out, with a strict check of their structure.
 
 Whatever is wrong in a file is collected and reported in one error, before anything is trained on it.
-``python -m risf_core.data.coco ANNOTATIONS IMAGES`` checks a file and lists every problem.
+``python -m risf_core.data.check`` lists every problem of a set, and decodes its images.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from risf_core.data.box_checks import check_boxes
 from risf_core.data.coco_checks import (
     AnnotationColumns,
     ImageEntry,
     Problems,
     check_annotations,
-    check_boxes,
     check_categories,
     check_images,
     check_references,
     image_sizes,
     read_json,
 )
-from risf_core.data.dataset import DetectionData, ImageRecord, summarize
-from risf_core.errors import DataError, RisfError
+from risf_core.data.dataset import DetectionData, ImageRecord
+from risf_core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +62,9 @@ def load_coco(
         SplitError: If a class of `class_names` is not in the file (with the nearest name), or is listed
             twice.
     """
-    path, images_dir = Path(annotations), Path(images_dir)
-    content = read_json(path)
-    problems = Problems(path, images_dir)
-    categories = check_categories(content["categories"], problems)
-    images = check_images(content["images"], images_dir, problems)
-    columns = check_annotations(content["annotations"], problems)
-    known = check_references(columns, images, categories, problems)
-    columns = columns.keep(known)
-    columns = columns.keep(check_boxes(columns, images, problems, drop_invalid=drop_invalid))
+    path = Path(annotations)
+    data, problems, _ = inspect_coco(path, images_dir, name=name, drop_invalid=drop_invalid)
     problems.raise_if_any()
-    data = _assemble(name or path.stem, categories, images, columns)
     if class_names is None:
         return data
     selected = data.select_classes(class_names)
@@ -83,6 +73,30 @@ def load_coco(
         "%s: %d classes kept, %d boxes of other classes left out", data.name, len(class_names), dropped
     )
     return selected
+
+
+def inspect_coco(
+    annotations: str | Path, images_dir: str | Path, *, name: str | None = None, drop_invalid: bool = False
+) -> tuple[DetectionData | None, Problems, list[ImageEntry]]:
+    """Read a COCO-format file as `load_coco` does, and return what is wrong with it instead of raising.
+
+    Returns:
+        The data, or None if anything is wrong; the problems; the images of the file, of size 0 where the entry is
+        faulty.
+
+    Raises:
+        DataError: If the file is no COCO file at all.
+    """
+    path, images_dir = Path(annotations), Path(images_dir)
+    content = read_json(path)
+    problems = Problems(path, images_dir)
+    categories = check_categories(content["categories"], problems)
+    images = check_images(content["images"], images_dir, problems)
+    columns = check_annotations(content["annotations"], problems)
+    columns = columns.keep(check_references(columns, images, categories, problems))
+    columns = columns.keep(check_boxes(columns, images, problems, drop_invalid=drop_invalid))
+    data = None if problems.found else _assemble(name or path.stem, categories, images, columns)
+    return data, problems, images
 
 
 def _assemble(
@@ -102,7 +116,9 @@ def _assemble(
     start = 0
     for image, end in zip(images, ends, strict=True):
         own = order[start:end]
-        records.append(ImageRecord(*image, boxes[own], labels[own].astype(np.int64), columns.is_crowd[own]))
+        records.append(
+            ImageRecord(*image[:4], boxes[own], labels[own].astype(np.int64), columns.is_crowd[own])
+        )
         start = end
     return DetectionData(name, tuple(categories.values()), tuple(categories), tuple(records))
 
@@ -192,27 +208,3 @@ def write_coco(path: str | Path, data: DetectionData, *, images_dir: str | Path)
         images_dir: Folder that ``file_name`` starts from; all images must lie in it.
     """
     write_json(path, coco_content(data, images_dir))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check an annotation file: print every problem (exit 1) or the counts (exit 0)."""
-    parser = argparse.ArgumentParser(prog="python -m risf_core.data.coco", description=main.__doc__)
-    parser.add_argument("annotations", type=Path, help="COCO-format JSON file")
-    parser.add_argument("images", type=Path, help="folder that the file names of the images start from")
-    options = parser.parse_args(arguments)
-    try:
-        data = load_coco(options.annotations, options.images)
-    except RisfError as error:
-        problems = getattr(error, "problems", None)
-        print(
-            "\n".join([*problems, f"{len(problems)} problems in {options.annotations}"])
-            if problems
-            else error
-        )
-        return 1
-    print(summarize({data.name: data}).to_string())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

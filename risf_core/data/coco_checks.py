@@ -1,13 +1,12 @@
 """What must hold in a COCO annotation file: every finding is collected, with the entry and what was expected.
 
-Used by `risf_core.data.coco`; nothing here raises before the whole file has been looked at, but for a file
-that is no COCO file at all.
+Used by `risf_core.data.coco` and `risf_core.data.check`; nothing here raises before the whole file has been looked
+at, but for a file that is no COCO file at all. What must hold of the boxes: `risf_core.data.box_checks`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,33 +15,61 @@ import numpy as np
 
 from risf_core.errors import DataError
 
-logger = logging.getLogger(__name__)
-
-OUTSIDE_TOLERANCE = 1.0  # pixels; files round boxes and image sizes differently
 SHOWN_PROBLEMS = 5  # in the message of an error; all are in its `problems`
 LARGEST_ID = 2**62  # ids must fit int64
+OUTLINE = "corners of the segmentation"  # our key in an annotation, see `read_json`
+UNKNOWN = (np.nan,) * 4
 
 
 class ImageEntry(NamedTuple):
-    """An image of an annotation file, checked."""
+    """An image of an annotation file, checked; `position` is where it stands in the file's list."""
 
     image_id: int
     path: Path
     height: int
     width: int
+    position: int
 
 
 class AnnotationColumns(NamedTuple):
-    """The well-formed annotations of a file as columns: ids [A], boxes [A, 4], is_crowd bool [A]."""
+    """The well-formed annotations of a file as columns.
 
+    Attributes:
+        positions: Where they stand in the file's list, int64 [A].
+        ids, image_ids, category_ids: int64 [A].
+        boxes_xywh: float64 [A, 4].
+        is_crowd: bool [A].
+        outlines: x1, y1, x2, y2 around the polygons, float64 [A, 4]; NaN where there are none.
+        areas: The file's own area where there is no outline, float64 [A]; else NaN.
+    """
+
+    positions: np.ndarray
     ids: np.ndarray
     image_ids: np.ndarray
     category_ids: np.ndarray
     boxes_xywh: np.ndarray
     is_crowd: np.ndarray
+    outlines: np.ndarray
+    areas: np.ndarray
 
     def keep(self, mask: np.ndarray) -> AnnotationColumns:
         return AnnotationColumns(*(column[mask] for column in self))
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong in an annotation file.
+
+    Attributes:
+        kind: Short name of the kind, such as ``empty box``.
+        line: The entry, what is wrong with it and what was expected.
+        drop: Entries that a clean copy leaves out, as ``(list of the file, position in it)``.
+        renumber: Position of an annotation that a clean copy gives a new id.
+    """
+
+    kind: str
+    line: str
+    drop: tuple[tuple[str, int], ...] = ()
+    renumber: int | None = None
 
 
 class Problems:
@@ -50,32 +77,44 @@ class Problems:
 
     def __init__(self, path: Path, images_dir: Path) -> None:
         self.path, self.images_dir = path, images_dir
-        self.lines: list[str] = []
+        self.found: list[Problem] = []
         self.hints: list[str] = []
 
-    def add(self, line: str) -> None:
-        self.lines.append(line)
+    @property
+    def lines(self) -> list[str]:
+        return [problem.line for problem in self.found]
+
+    def add(self, kind: str, line: str, *drop: tuple[str, int], renumber: int | None = None) -> None:
+        """Add a problem; `drop` are the entries that a clean copy leaves out (none: it cannot be dropped)."""
+        self.found.append(
+            Problem(kind, line, tuple((name, int(position)) for name, position in drop), renumber)
+        )
 
     def raise_if_any(self) -> None:
         """Raise one DataError: the first problems, how many there are, what to do; all as its `problems`."""
-        if not self.lines:
+        if not self.found:
             return
-        count = len(self.lines)
-        shown = [f"{self.path}: {self.lines[0]}", *(f"  {line}" for line in self.lines[1:SHOWN_PROBLEMS])]
+        lines, count = self.lines, len(self.found)
+        shown = [f"{self.path}: {lines[0]}", *(f"  {line}" for line in lines[1:SHOWN_PROBLEMS])]
         if count > SHOWN_PROBLEMS:
             shown.append(f"  ... {count - SHOWN_PROBLEMS} more")
-        todo = f"Fix the file. Every problem: python -m risf_core.data.coco {self.path} {self.images_dir}"
+        todo = (
+            f"Every problem: python -m risf_core.data.check {self.path} {self.images_dir}\n"
+            "Fix the file, or write a copy without what is wrong: the same command with  --drop NEW.json"
+        )
         shown += [*self.hints, f"{count} problem{'s' if count > 1 else ''} in total. {todo}"]
         error = DataError("\n".join(shown))
-        error.problems = tuple(self.lines)
+        error.problems = tuple(lines)
         raise error
 
 
 def read_json(path: Path) -> dict[str, list]:
-    """Read the three lists of the file; outlines (``segmentation``) are not kept: most of COCO's size."""
+    """Read the three lists of the file; of outlines (``segmentation``), most of COCO's size, only the corners stay."""
 
     def without_outline(entry: dict) -> dict:
-        entry.pop("segmentation", None)
+        outline = entry.pop("segmentation", None)
+        if outline:
+            entry[OUTLINE] = _corners(outline)
         return entry
 
     if not path.is_file():
@@ -103,25 +142,39 @@ def read_json(path: Path) -> dict[str, list]:
     return content
 
 
+def _corners(outline: Any) -> tuple[float, ...]:
+    """x1, y1, x2, y2 around polygons ``[[x, y, x, y, ...], ...]``; NaN for run lengths and anything else."""
+    try:
+        xs, ys = [polygon[0::2] for polygon in outline], [polygon[1::2] for polygon in outline]
+        corners = (min(map(min, xs)), min(map(min, ys)), max(map(max, xs)), max(map(max, ys)))
+        return tuple(float(value) for value in corners)
+    except (TypeError, ValueError, KeyError, OverflowError):
+        return UNKNOWN
+
+
 def _is_id(value: Any) -> bool:
     return type(value) is int and abs(value) < LARGEST_ID
 
 
-def _fault(entry: Any, kinds: dict[str, str]) -> str | None:
-    """Say what is wrong with one entry, or None; `kinds` names each required key's kind: id, size or text."""
+def _has_id(entry: Any) -> bool:
+    return isinstance(entry, dict) and _is_id(entry.get("id"))
+
+
+def _fault(entry: Any, kinds: dict[str, str]) -> tuple[str, str] | None:
+    """Kind and words of what is wrong with one entry, or None; `kinds`: that of each key (id, size or text)."""
     if not isinstance(entry, dict):
-        return f"is {_short(entry)}; expected an object"
+        return "wrong type", f"is {_short(entry)}; expected an object"
     for key, kind in kinds.items():
         if key not in entry:
-            return f"has no '{key}'"
+            return "missing key", f"has no '{key}'"
         value = entry[key]
         if kind == "text":
             if not isinstance(value, str) or not value.strip():
-                return f"{key} is {_short(value)}; expected a text"
+                return "wrong type", f"{key} is {_short(value)}; expected a text"
         elif not _is_id(value):
-            return f"{key} is {_short(value)}; expected a whole number"
+            return "wrong type", f"{key} is {_short(value)}; expected a whole number"
         elif kind == "size" and value <= 0:
-            return f"{key} is {value}; expected pixels above 0"
+            return "wrong value", f"{key} is {value}; expected pixels above 0"
     return None
 
 
@@ -134,22 +187,22 @@ def check_categories(entries: list, problems: Problems) -> dict[int, str]:
     """Return {category id: name} by ascending id."""
     names: dict[int, str] = {}
     if not entries:
-        problems.add("'categories' is empty; expected at least one class")
+        problems.add("missing key", "'categories' is empty; expected at least one class")
     for position, entry in enumerate(entries):
         fault = _fault(entry, {"id": "id", "name": "text"})
         if fault:
-            problems.add(f"category number {position}: {fault}")
-            # its annotations are not to be reported as well
-            if isinstance(entry, dict) and _is_id(entry.get("id")):
+            problems.add(fault[0], f"category number {position}: {fault[1]}")
+            if _has_id(entry):  # its annotations are not to be reported as well
                 names.setdefault(entry["id"], "")
         elif entry["id"] in names:
-            problems.add(f"category id {entry['id']} stands twice; expected each id once")
-        elif entry["name"] in names.values():
-            problems.add(
-                f"category {entry['name']!r} stands twice, under different ids; expected each name once"
-            )
-            names[entry["id"]] = entry["name"]
+            line = f"category id {entry['id']} stands twice; expected each id once"
+            problems.add("duplicate category", line)
         else:
+            if entry["name"] in names.values():
+                line = (
+                    f"category {entry['name']!r} stands twice, under different ids; expected each name once"
+                )
+                problems.add("duplicate category", line)
             names[entry["id"]] = entry["name"]
     return dict(sorted(names.items()))
 
@@ -157,56 +210,61 @@ def check_categories(entries: list, problems: Problems) -> dict[int, str]:
 def check_images(entries: list, images_dir: Path, problems: Problems) -> list[ImageEntry]:
     """Return the well-formed images by ascending id, and look for their files."""
     images: dict[int, ImageEntry] = {}
-    id_of_file: dict[str, int] = {}
+    position_of: dict[str, int] = {}  # of a file name
     if not entries:
-        problems.add("'images' is empty; expected at least one image")
+        problems.add("missing key", "'images' is empty; expected at least one image")
     for position, entry in enumerate(entries):
         fault = _fault(entry, {"id": "id", "file_name": "text", "height": "size", "width": "size"})
         if fault:
-            where = (
-                f"image {entry['id']}"
-                if isinstance(entry, dict) and "id" in entry
-                else f"image number {position}"
-            )
-            problems.add(f"{where}: {fault}")
-            # its annotations are not to be reported as well
-            if isinstance(entry, dict) and _is_id(entry.get("id")):
-                images.setdefault(entry["id"], ImageEntry(entry["id"], images_dir, 0, 0))
+            has_id = isinstance(entry, dict) and "id" in entry
+            where = f"image {_short(entry['id'])}" if has_id else f"image number {position}"
+            problems.add(fault[0], f"{where}: {fault[1]}", ("images", position))
+            if _has_id(entry):  # its annotations are not to be reported as well
+                images.setdefault(entry["id"], ImageEntry(entry["id"], images_dir, 0, 0, position))
             continue
         image_id, file_name = entry["id"], entry["file_name"]
         if image_id in images:
-            problems.add(f"image id {image_id} stands twice; expected each id once")
+            first = images[image_id].position  # if the two differ, nobody knows whose the annotations are
+            drop = [("images", position)] + ([] if entries[first] == entry else [("images", first)])
+            problems.add(
+                "duplicate image id", f"image id {image_id} stands twice; expected each id once", *drop
+            )
             continue
-        if file_name in id_of_file:
-            problems.add(f"images {id_of_file[file_name]} and {image_id} have the same file {file_name!r}")
-        id_of_file[file_name] = image_id
-        images[image_id] = ImageEntry(image_id, images_dir / file_name, entry["height"], entry["width"])
-    _check_files(id_of_file, images_dir, problems)
+        if file_name in position_of:
+            other = entries[position_of[file_name]]["id"]
+            line = f"images {other} and {image_id} have the same file {file_name!r}"
+            problems.add("duplicate file", line, ("images", position))
+        position_of.setdefault(file_name, position)
+        size = entry["height"], entry["width"]
+        images[image_id] = ImageEntry(image_id, images_dir / file_name, *size, position)
+    _check_files(position_of, entries, problems)
     return sorted(images.values())
 
 
-def _check_files(id_of_file: dict[str, int], images_dir: Path, problems: Problems) -> None:
+def _check_files(position_of: dict[str, int], entries: list, problems: Problems) -> None:
     """Report the image files that are not there; one line if there is none at all."""
-    present = _present_files(id_of_file, images_dir)
-    missing = [file_name for file_name in id_of_file if file_name not in present]
+    images_dir = problems.images_dir
+    present = _present_files(position_of, images_dir)
+    missing = [file_name for file_name in position_of if file_name not in present]
     if not missing:
         return
     if not images_dir.is_dir():
-        problems.add(
-            f"the image folder {images_dir} does not exist ({len(missing)} image files expected in it)"
-        )
+        line = f"the image folder {images_dir} does not exist ({len(missing)} image files expected in it)"
+        problems.add("missing file", line)
         return
     if not present:
-        problems.add(
+        line = (
             f"none of the {len(missing)} image files is in {images_dir}; the first would be {missing[0]!r}. "
-            "Check the image folder and the 'file_name' of the images"
         )
+        problems.add("missing file", line + "Check the image folder and the 'file_name' of the images")
         return
     by_lower = {entry.name.lower(): entry.name for entry in os.scandir(images_dir)}
     for file_name in missing:
         other = by_lower.get(file_name.lower())
         hint = f"; the folder has {other!r}" if other else ""
-        problems.add(f"image {id_of_file[file_name]}: file {images_dir / file_name} does not exist{hint}")
+        position = position_of[file_name]
+        line = f"image {entries[position]['id']}: file {images_dir / file_name} does not exist{hint}"
+        problems.add("missing file", line, ("images", position))
 
 
 def _present_files(file_names: dict[str, int], images_dir: Path) -> set[str]:
@@ -221,19 +279,23 @@ def _present_files(file_names: dict[str, int], images_dir: Path) -> set[str]:
     return present & file_names.keys()
 
 
-def _annotation_fault(entry: Any) -> str | None:
-    """Say what is wrong with the form of one annotation, or None."""
+def _annotation_fault(entry: Any) -> tuple[str, str] | None:
+    """Kind and words of what is wrong with the form of one annotation, or None."""
     fault = _fault(entry, {"id": "id", "image_id": "id", "category_id": "id"})
     if fault:
         return fault
     box = entry.get("bbox")
     if type(box) is not list or len(box) != 4:
-        return f"has no 'bbox' [x, y, width, height]; it is {_short(box)}"
+        kind = "wrong type" if "bbox" in entry else "missing key"
+        return kind, f"has no 'bbox' [x, y, width, height]; it is {_short(box)}"
     for value in box:
         if type(value) is not float and not _is_id(value):
-            return f"bbox is {_short(box)}; expected four numbers [x, y, width, height] in pixels"
+            return (
+                "wrong type",
+                f"bbox is {_short(box)}; expected four numbers [x, y, width, height] in pixels",
+            )
     if entry.get("iscrowd", 0) not in (0, 1):
-        return f"iscrowd is {_short(entry['iscrowd'])}; expected 0 or 1"
+        return "wrong value", f"iscrowd is {_short(entry['iscrowd'])}; expected 0 or 1"
     return None
 
 
@@ -243,24 +305,52 @@ def check_annotations(entries: list, problems: Problems) -> AnnotationColumns:
     for position, entry in enumerate(entries):
         fault = _annotation_fault(entry)
         if fault is None:
-            good.append(entry)
+            good.append((position, entry))
             continue
         has_id = isinstance(entry, dict) and "id" in entry
         where = f"annotation {_short(entry['id'])}" if has_id else f"annotation number {position}"
         if isinstance(entry, dict) and "image_id" in entry:
             where += f" (image {_short(entry['image_id'])})"
-        problems.add(f"{where}: {fault}")
+        problems.add(fault[0], f"{where}: {fault[1]}", ("annotations", position))
+
+    def column(key: str, dtype: type, default: int | None = None) -> np.ndarray:
+        return np.array([entry.get(key, default) for _, entry in good], dtype=dtype)
+
     columns = AnnotationColumns(
-        ids=np.array([entry["id"] for entry in good], dtype=np.int64),
-        image_ids=np.array([entry["image_id"] for entry in good], dtype=np.int64),
-        category_ids=np.array([entry["category_id"] for entry in good], dtype=np.int64),
-        boxes_xywh=np.array([entry["bbox"] for entry in good], dtype=np.float64).reshape(-1, 4),
-        is_crowd=np.array([entry.get("iscrowd", 0) for entry in good], dtype=bool),
+        positions=np.array([position for position, _ in good], dtype=np.int64),
+        ids=column("id", np.int64),
+        image_ids=column("image_id", np.int64),
+        category_ids=column("category_id", np.int64),
+        boxes_xywh=column("bbox", np.float64).reshape(-1, 4),
+        is_crowd=column("iscrowd", bool, 0),
+        outlines=np.array([entry.get(OUTLINE, UNKNOWN) for _, entry in good], dtype=np.float64).reshape(
+            -1, 4
+        ),
+        areas=np.array([_area_of_box(entry) for _, entry in good], dtype=np.float64),
     )
-    _, first = np.unique(columns.ids, return_index=True)
-    for position in np.setdiff1d(np.arange(len(good)), first):
-        problems.add(f"annotation id {columns.ids[position]} stands twice; expected each id once")
+    _check_annotation_ids(columns, entries, problems)
     return columns
+
+
+def _area_of_box(entry: dict) -> float:
+    """The area that the file gives, where it can only be that of the box."""
+    area = entry.get("area")
+    is_number = type(area) is float or _is_id(area)
+    return float(area) if is_number and OUTLINE not in entry else np.nan
+
+
+def _check_annotation_ids(columns: AnnotationColumns, entries: list, problems: Problems) -> None:
+    _, first, which = np.unique(columns.ids, return_index=True, return_inverse=True)
+    for number in np.setdiff1d(np.arange(len(columns.ids)), first):
+        position, other = int(columns.positions[number]), int(columns.positions[first[which[number]]])
+        line = (
+            f"annotation id {columns.ids[number]} stands twice (images {entries[other]['image_id']} and "
+            f"{entries[position]['image_id']}); expected each id once"
+        )
+        if entries[position] == entries[other]:
+            problems.add("duplicate annotation id", line, ("annotations", position))
+        else:
+            problems.add("duplicate annotation id", line, renumber=position)
 
 
 def check_references(
@@ -269,54 +359,19 @@ def check_references(
     """Report annotations of unknown images or categories; return the mask [A] of the others."""
     known_image = np.isin(columns.image_ids, [image.image_id for image in images])
     known_category = np.isin(columns.category_ids, list(categories))
-    for position in np.flatnonzero(~known_image):
-        problems.add(
-            f"annotation {columns.ids[position]}: image_id {columns.image_ids[position]} is not among the "
+    for number in np.flatnonzero(~known_image):
+        line = (
+            f"annotation {columns.ids[number]}: image_id {columns.image_ids[number]} is not among the "
             f"{len(images)} images of the file"
         )
-    for position in np.flatnonzero(known_image & ~known_category):
-        problems.add(
-            f"annotation {columns.ids[position]} (image {columns.image_ids[position]}): category_id "
-            f"{columns.category_ids[position]} is not among the {len(categories)} categories of the file"
+        problems.add("unknown image", line, ("annotations", columns.positions[number]))
+    for number in np.flatnonzero(known_image & ~known_category):
+        line = (
+            f"annotation {columns.ids[number]} (image {columns.image_ids[number]}): category_id "
+            f"{columns.category_ids[number]} is not among the {len(categories)} categories of the file"
         )
+        problems.add("unknown category", line, ("annotations", columns.positions[number]))
     return known_image & known_category
-
-
-def check_boxes(
-    columns: AnnotationColumns, images: list[ImageEntry], problems: Problems, *, drop_invalid: bool
-) -> np.ndarray:
-    """Report boxes not finite, without size or outside their image; return the mask [A] of the others."""
-    boxes = columns.boxes_xywh
-    size = image_sizes(columns, images)  # [A, 2] width, height
-    finite = np.isfinite(boxes).all(axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        corners = boxes[:, :2] + boxes[:, 2:]  # [A, 2]
-        has_size = (boxes[:, 2:] > 0).all(axis=1)
-        cut = np.minimum(corners, size) - np.maximum(boxes[:, :2], 0)  # [A, 2] width, height inside the image
-        inside = (boxes[:, :2] >= -OUTSIDE_TOLERANCE).all(axis=1)
-        inside &= (corners <= size + OUTSIDE_TOLERANCE).all(axis=1) & (cut > 0).all(axis=1)
-    inside |= size[:, 0] == 0  # an image whose entry is faulty is reported already
-    valid = finite & has_size & inside
-    bad = np.flatnonzero(~valid)
-    if drop_invalid and len(bad):
-        logger.warning("%s: %d of %d boxes are invalid and dropped", problems.path, len(bad), len(boxes))
-        return valid
-    for position in bad:
-        if not finite[position]:
-            what = "holds a number that is not finite"
-        elif not has_size[position]:
-            sizes = zip(("width", "height"), boxes[position, 2:], strict=True)
-            what = "has " + " and ".join(
-                f"{'zero' if v == 0 else 'negative'} {k}" for k, v in sizes if v <= 0
-            )
-        else:
-            what = f"lies outside its image of {size[position, 0]:.0f}x{size[position, 1]:.0f} pixels"
-        problems.add(
-            f"annotation {columns.ids[position]} (image {columns.image_ids[position]}): box "
-            f"{_numbers(boxes[position])} {what}. Expected [x, y, width, height] in pixels, inside the image"
-        )
-    _suspect_format(boxes[finite], size[finite], problems, num_bad=len(bad))
-    return valid
 
 
 def image_sizes(columns: AnnotationColumns, images: list[ImageEntry]) -> np.ndarray:
@@ -325,29 +380,3 @@ def image_sizes(columns: AnnotationColumns, images: list[ImageEntry]) -> np.ndar
         return np.empty((0, 2))
     position = np.searchsorted([image.image_id for image in images], columns.image_ids)
     return np.array([(image.width, image.height) for image in images], dtype=np.float64)[position]
-
-
-def _numbers(values: np.ndarray) -> str:
-    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
-
-
-def _suspect_format(boxes: np.ndarray, size: np.ndarray, problems: Problems, *, num_bad: int) -> None:
-    """Add a hint or a problem where all boxes look like another format than x, y, width, height in pixels."""
-    if not len(boxes):
-        return
-    if (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all() and (boxes >= 0).all():
-        problems.add(
-            "all boxes lie in the first pixel of their images: they look like fractions of the image size. "
-            "Expected pixels"
-        )
-    elif num_bad:
-        as_corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (
-            boxes[:, 2:] <= size + OUTSIDE_TOLERANCE
-        ).all(axis=1)
-        swapped = (boxes[:, :2] + boxes[:, 2:] <= size[:, ::-1] + OUTSIDE_TOLERANCE).all(axis=1)
-        if as_corners.all():
-            problems.hints.append("All boxes would be right as corners [x1, y1, x2, y2]: convert them.")
-        elif swapped.all():
-            problems.hints.append(
-                "All boxes would be inside if 'width' and 'height' of the images were swapped."
-            )

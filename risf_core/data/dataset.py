@@ -34,6 +34,7 @@ class ImageRecord:
         boxes: float32 [N, 4], corners x1, y1, x2, y2 in pixels of the image.
         labels: int64 [N], index into `DetectionData.class_names`.
         is_crowd: bool [N]; a crowd region is never a training target and is ignored in evaluation.
+        is_difficult: bool [N]; VOC's mark: a training target like any other, but ignored in evaluation. None: none is.
     """
 
     image_id: int
@@ -43,18 +44,24 @@ class ImageRecord:
     boxes: np.ndarray
     labels: np.ndarray
     is_crowd: np.ndarray
+    is_difficult: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         count = len(self.labels)
-        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or self.is_crowd.shape != (count,):
+        if self.is_difficult is None:
+            object.__setattr__(self, "is_difficult", np.zeros(count, dtype=bool))
+        flags = (self.is_crowd, self.is_difficult)
+        if self.boxes.shape != (count, 4) or any(row.shape != (count,) for row in (self.labels, *flags)):
             raise DataError(
-                f"image {self.image_id} ({self.path}): boxes {self.boxes.shape}, labels {self.labels.shape} "
-                f"and is_crowd {self.is_crowd.shape} do not belong together. Expected [N, 4], [N] and [N]."
+                f"image {self.image_id} ({self.path}): boxes {self.boxes.shape}, labels {self.labels.shape}, "
+                f"is_crowd {self.is_crowd.shape} and is_difficult {self.is_difficult.shape} do not belong together. "
+                "Expected [N, 4] and three times [N]."
             )
 
     def keep(self, mask: np.ndarray) -> ImageRecord:
         """The record with the annotations of a bool mask [N] alone."""
-        return replace(self, boxes=self.boxes[mask], labels=self.labels[mask], is_crowd=self.is_crowd[mask])
+        columns = ("boxes", "labels", "is_crowd", "is_difficult")
+        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 
 
 class FlatAnnotations(NamedTuple):
@@ -217,6 +224,7 @@ def _join_records(records: list[ImageRecord]) -> ImageRecord:
         boxes=np.concatenate([record.boxes for record in records]),
         labels=np.concatenate([record.labels for record in records]),
         is_crowd=np.concatenate([record.is_crowd for record in records]),
+        is_difficult=np.concatenate([record.is_difficult for record in records]),
     )
 
 

@@ -144,7 +144,13 @@ def write_few_shot(
 
 
 def load_few_shot(
-    root: str | Path, images_dir: str | Path, *, shots: int, seed: int, class_names: Sequence[str]
+    root: str | Path,
+    images_dir: str | Path,
+    *,
+    shots: int,
+    seed: int,
+    class_names: Sequence[str],
+    drop_invalid: bool = False,
 ) -> DetectionData:
     """Read one draw and merge the classes by image, as DeFRCN and RISF do.
 
@@ -157,6 +163,7 @@ def load_few_shot(
         shots: K.
         seed: Number of the draw; 0 is also looked for in `root` itself, as in the published splits.
         class_names: Classes to read, in the order of their labels.
+        drop_invalid: Passed to `load_coco`.
 
     Raises:
         SplitError: If a file is missing; it says which draws there are.
@@ -169,7 +176,7 @@ def load_few_shot(
         path = few_shot_file(root, class_name, shots=shots, seed=folder_seed)
         if not path.is_file():
             raise SplitError(f"there is no few-shot file {path}. {_what_is_there(root)}")
-        part = load_coco(path, images_dir)
+        part = load_coco(path, images_dir, drop_invalid=drop_invalid)
         others = [name for name, count in part.counts().items() if count and name != class_name]
         if others:
             raise DataError(

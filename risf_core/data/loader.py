@@ -21,6 +21,10 @@ EXIF_ORIENTATION = 0x0112  # tag of the EXIF standard
 CACHE_BYTES = 512 * 2**20
 
 
+class ImageSizeError(DataError):
+    """An image is not of the size that its annotations give."""
+
+
 def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Tensor:
     """Decode an image file completely.
 
@@ -74,7 +78,7 @@ def _raise_size(path: Path, found: tuple, stored: tuple, expected: tuple) -> Non
     )
     if found != stored and stored == expected:
         message += " The annotations ignore the file's EXIF orientation: remove the tag or rotate the boxes."
-    raise DataError(message + " Expected the size of the upright image.")
+    raise ImageSizeError(message + " Expected the size of the upright image.")
 
 
 class ImageCache:

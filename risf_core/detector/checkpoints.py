@@ -30,6 +30,12 @@ def save_checkpoint(path: Path, content: dict) -> None:
     os.replace(temporary, path)
 
 
+def save_detector(path: Path, detector: nn.Module, class_names: Sequence[str]) -> None:
+    """Write a detector so that the file alone says what it is: weights, architecture, classes of the head in order."""
+    content = {"model": detector.state_dict(), "class_names": list(class_names)}
+    save_checkpoint(path, content | {"detector": detector.params.model_dump(mode="json")})
+
+
 def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint without executing anything in it.
 

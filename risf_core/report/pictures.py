@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError
-from risf_core.report.figure_style import Drawing, arms_note, message, panels, styled
+from risf_core.report.figure_style import Drawing, message, panels, styled
 
 # Every kind of box differs in colour and in line: colour and dashes.
 BOX_LOOKS = {
@@ -33,6 +32,12 @@ BOX_NAMES = {
     "unannotated": "there, but not annotated",
     "right": "detection, right (class and IoU ≥ 0.5)",
     "wrong": "detection, wrong",
+}
+ARM_WORDS = {
+    "kshot": "the annotated boxes of each class, all else without a box",
+    "missing": "further novel objects were drawn in, without a box",
+    "full": "the images of missing with all novel objects annotated, a control that is not K-shot",
+    "clean": "the same images with every instance of these classes annotated, a control that is not K-shot",
 }
 
 
@@ -158,8 +163,8 @@ def class_row(
 def few_shot_figure(arms: Mapping[str, DetectionData], *, shots: int, seed: int, count: int = 6) -> Drawing:
     """The first K-shot images of one draw in each arm: one row for each arm.
 
-    Where an arm shows the same image as ``full``, objects that ``full`` annotates and the arm does not are drawn
-    dashed.
+    Where an arm shows the same image as ``full`` (or ``clean``), objects that this one annotates and the arm does not
+    are drawn dashed.
 
     Args:
         arms: Name of the arm to its data (``Benchmark.few_shot``).
@@ -167,7 +172,8 @@ def few_shot_figure(arms: Mapping[str, DetectionData], *, shots: int, seed: int,
         seed: Few-shot seed, for the caption.
         count: Images in a row, the first ones by image id.
     """
-    everything = {record.image_id: record for record in arms["full"].images} if "full" in arms else {}
+    full = arms.get("full") or arms.get("clean")
+    everything = {record.path: record for record in full.images} if full else {}
     figure, axes = panels(len(arms), count, width=1.9, height=1.95)
     figure.set_size_inches(1.9 * count + 0.3, 1.95 * len(arms) + 0.5)
     kinds = set()
@@ -177,23 +183,21 @@ def few_shot_figure(arms: Mapping[str, DetectionData], *, shots: int, seed: int,
             ax.axis("off")
         for ax, record in zip(row_axes, records, strict=False):
             picture = annotated_picture(data, record)
-            hidden = _unannotated(record, everything.get(record.image_id))
+            hidden = _unannotated(record, everything.get(record.path))
             draw_picture(ax, replace(picture, layers=(Boxes(hidden, (), "unannotated"), *picture.layers)))
             kinds |= {"truth"} | ({"unannotated"} if len(hidden) else set())
         row_axes[0].set_title(
             f"{arm}: {len(data)} images, {sum(data.counts().values())} boxes", fontsize=9, loc="left"
         )
     figure.legend(handles=_box_handles(kinds), loc="outside lower center", ncols=2)
-    caption = (
-        f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm, with the boxes that are "
-        f"annotated.{arms_note(pd.DataFrame({'arm': list(arms)}))}"
-    )
+    words = "; ".join(f"{arm}: {ARM_WORDS[arm]}" for arm in arms)
+    caption = f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm. {words}."
     return Drawing(figure, caption)
 
 
 def _unannotated(record: ImageRecord, full: ImageRecord | None) -> np.ndarray:
-    """Boxes [M, 4] that stand in ``full`` and not in ``record``, if both are of the same image file."""
-    if full is None or full.path != record.path:
+    """Boxes [M, 4] that stand in ``full``, a record of the same image, and not in ``record``."""
+    if full is None:
         return np.empty((0, 4), dtype=np.float32)
     known = {tuple(np.round(box, 2)) for box in record.boxes}
     return np.array([box for box in full.boxes if tuple(np.round(box, 2)) not in known]).reshape(-1, 4)
@@ -277,6 +281,31 @@ def before_after_figure(
         "scores do."
     )
     return Drawing(figure, caption)
+
+
+def judged_pictures(
+    detections: Detections,
+    data: DetectionData,
+    *,
+    count: int = 6,
+    score_thresh: float = 0.3,
+    max_per_image: int = 5,
+) -> list[Picture]:
+    """The first images that have objects, with ground truth and the best detections, told right from wrong.
+
+    Args:
+        detections: Of any detector; classes with the names of the data's.
+        data: Test images with ground truth.
+        count: How many images.
+        score_thresh: Detections at or below it are not drawn.
+        max_per_image: At most so many are drawn, the best first.
+    """
+    pictures = []
+    for record in [record for record in data.images if not record.is_crowd.all()][:count]:
+        own = detections.keep((detections.image_ids == record.image_id) & (detections.scores > score_thresh))
+        layers = (_truth(record, data), *_judged(own.top(max_per_image), record, data))
+        pictures.append(Picture(read_rgb(record), f"image {record.image_id}", layers))
+    return pictures
 
 
 def _truth(record: ImageRecord, data: DetectionData) -> Boxes:

@@ -12,6 +12,7 @@ from risf_core.report.figure_style import (
     Drawing,
     legend_below,
     look_of,
+    message,
     panels,
     styled,
 )
@@ -30,6 +31,8 @@ def training_figure(curves: Mapping[str, Sequence[Mapping[str, float]]], *, part
         curves: Name of a training to its curve, a list of ``{"iteration": ..., "loss": ..., <part>: ...}``.
         parts: Whether to draw the parts of the loss too.
     """
+    if not curves:
+        return message("Nothing was trained here: the weights are those of a file.")
     figure, axes = panels(1, len(curves), width=3.8, height=2.7)
     for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
         points = pd.DataFrame(list(curve))

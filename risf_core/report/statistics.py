@@ -21,7 +21,7 @@ from risf_core.errors import RecordError
 
 CONFIDENCE = 0.95
 SETTINGS = ("fsod", "gfsod")
-ARMS = ("kshot", "missing", "full")
+ARMS = ("kshot", "missing", "full", "clean")
 LOSSES = ("ce", "ce_bg", "bnrl")  # a user's own losses follow by name
 RESCORINGS = ("none", "cm_clip", "cm_clip_wide")
 REPRODUCTION = (
@@ -42,7 +42,7 @@ CELL_KEYS = ("split", "setting", "arm", "loss", "variant", "rescoring")
 GRID_PARAMETERS = frozenset(
     "split splits shots seed seeds num_seeds few_shot_seeds few_shot_splits loss losses arm arms setting settings "
     "rescoring "
-    "rescorings profile device num_threads root".split()
+    "rescorings profile device num_threads root keep_weights".split()
 )
 
 

@@ -250,7 +250,8 @@ def base_training_table(records: Sequence[Mapping]) -> Table:
         "The base detectors, each trained once (no interval). bAP, bAP50, bAP75: percent of the base classes on the "
         "test images. recall_novel_at_100, recall_base_at_100: percent of the objects that one of 100 proposals "
         "covers with IoU 0.5; the novel classes were never annotated. pretraining_accuracy: percent on the disjoint "
-        "concepts. The CSV holds AP and AP75 of each class too."
+        "concepts. left_out: what of the annotations was no target in training. weights: tensors of the file that "
+        "training started from. The CSV holds AP and AP75 of each class too."
     )
     return _metrics_table(records, "10_base_training", "base_training", caption, first=first)
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 MISSING = "NO RUN"  # a cell that was wanted and has no record
 NOT_PLANNED = "–"  # a cell nobody asked for
-ARM_NAMES = {"kshot": "kshot", "missing": "missing", "full": "full (control)"}
+ARM_NAMES = {"kshot": "kshot", "missing": "missing", "full": "full (control)", "clean": "clean seeds"}
 RESCORING_NAMES = {"none": "none", "cm_clip": "CM-CLIP", "cm_clip_wide": "CM-CLIP, wider labels"}
 # DejaVu and UTF-8 hold these, LaTeX's text mode does not.
 LATEX_SYMBOLS = {

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from risf_core.errors import DataError, ParamsError
-from risf_core.params import MODELS, CocoData, NotebookParams
+from risf_core.params import MODELS, NotebookParams
 from risf_core.runs.notebook_cells import code_cells
 from risf_core.runs.run_specs import upstream
 from risf_core.runs.yaml_files import project_path, project_root
 
 PACKAGE = Path(__file__).parents[1]
 # Modules that change no number: some carry runs, some show results (only a run that reads records depends on those).
-CARRYING = {"doctor", "errors", "params", "progress", "records", "run", "runs"}
+CARRYING = {"data_params", "doctor", "errors", "params", "progress", "records", "run", "runs"}
 SHOWING = {"figures", "report", "tables"}
+ANNOTATION_ENDINGS = {".json", ".xml", ".txt"}  # of the files that count in a folder of data
 
 
 def digest(value: Any) -> str:
@@ -29,9 +30,18 @@ def digest(value: Any) -> str:
 
 
 def params_hash(params: NotebookParams) -> str:
-    """Hash of the parameters that may change a number, and of the user's own code files."""
+    """Hash of the parameters that may change a number, and of the user's own files.
+
+    Raises:
+        DataError: If a file of the user is missing.
+    """
     values = params.model_dump(mode="json", exclude={"device": True, "num_threads": True, "data": {"root"}})
-    files = {path: _file_hash(project_path(path)) for path in params.user_files()}
+    paths = {path: project_path(path) for path in params.user_files()}
+    if missing := [path for path in paths.values() if not path.is_file()]:
+        raise DataError(
+            f"{missing[0]}: no such file; correct the path in the parameters of {params.notebook}."
+        )
+    files = {name: _file_hash(path) for name, path in paths.items()}
     return digest({"notebook": params.notebook, "params": values, "user_files": files})
 
 
@@ -44,18 +54,14 @@ def data_hash(params: NotebookParams) -> str:
     """Hash of the data's description and, where the data are files of the user, of the annotation files.
 
     Raises:
-        DataError: If an annotation file is missing.
+        DataError: If an annotation file or folder is missing.
     """
-    data = params.data
-    files = (data.annotations, data.test_annotations) if isinstance(data, CocoData) else ()
-    paths = {path: project_path(path) for path in files if path is not None}
+    paths = {name: project_path(name) for name in params.data.files()}
     for path in paths.values():
-        if not path.is_file():
-            raise DataError(
-                f"{path}: no such annotation file; correct data.annotations or data.test_annotations."
-            )
-    description = data.model_dump(mode="json", exclude={"root"})
-    return digest({"data": description, "files": {name: _file_hash(path) for name, path in paths.items()}})
+        if not path.exists():
+            raise DataError(f"{path}: no such annotation file or folder; correct the path under data.")
+    files = {name: _folder_hash(path) if path.is_dir() else _file_hash(path) for name, path in paths.items()}
+    return digest({"data": params.data.model_dump(mode="json", exclude={"root"}), "files": files})
 
 
 def state_hash(params: NotebookParams, notebook: Path | None = None) -> str:
@@ -187,6 +193,17 @@ def _module(path: Path, stamp: tuple[int, int]) -> tuple[str, str]:
 
 def _file_hash(path: Path) -> str:
     return _hash_of(path, _stamp(path))
+
+
+def _folder_hash(folder: Path) -> str:
+    """Hash over names and contents of the annotation files and lists in a folder and below."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in ANNOTATION_ENDINGS)
+    return _hash_of_files(folder, tuple((path, _stamp(path)) for path in files))
+
+
+@cache
+def _hash_of_files(folder: Path, files: tuple[tuple[Path, tuple[int, int]], ...]) -> str:
+    return digest({path.relative_to(folder).as_posix(): _hash_of(path, stamp) for path, stamp in files})
 
 
 @cache

@@ -134,12 +134,14 @@ def read_yaml(path: Path, *, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, nested mappings too; one of another `source` replaces the one below it."""
+    """`over` laid on `under`, nested mappings too; one of another `source` or `kind` replaces the one below it."""
     merged = dict(under)
     for name, value in over.items():
         below = merged.get(name)
         both = isinstance(below, dict) and isinstance(value, dict)
-        same_kind = both and value.get("source", below.get("source")) == below.get("source")
+        same_kind = both and all(
+            value.get(key, below.get(key)) == below.get(key) for key in ("source", "kind")
+        )
         merged[name] = merge(below, value) if same_kind else value
     return merged
 

@@ -28,7 +28,7 @@ def coco_params(folder, **changes):
 
 def test_coco_data_is_split_drawn_and_written(tmp_path):
     benchmark = open_benchmark(coco_params(tmp_path), split=1)
-    assert benchmark.arms == ("kshot",) and benchmark.test.class_names == ("person", "cat")
+    assert benchmark.arms == ("kshot", "clean") and benchmark.test.class_names == ("person", "cat")
     train, test = ({record.image_id for record in part.images} for part in (benchmark.train, benchmark.test))
     assert train | test == set(range(1, 13)) and not train & test
     assert benchmark.test.counts() == {"person": 6, "cat": 4}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from risf_core.data.coco import load_coco, main, write_coco
+from risf_core.data.coco import load_coco, write_coco
 from risf_core.errors import DataError, SplitError
 from tests.data.coco_files import CATEGORIES, box_entry, image_entry, write_files
 
@@ -244,12 +244,3 @@ def test_images_outside_the_folder_cannot_be_written(tmp_path):
     data = load_coco(write_files(tmp_path, [image_entry(1)], []), tmp_path)
     with pytest.raises(DataError, match="Expected all images in one folder"):
         write_coco(tmp_path / "copy.json", data, images_dir=tmp_path / "other")
-
-
-def test_command_lists_every_problem(tmp_path, capsys):
-    path = write_files(tmp_path, [image_entry(1)], [box_entry(n, 1, 1, (1, 1, 0, 3)) for n in range(1, 9)])
-    assert main([str(path), str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("zero width") == 8
-    path = write_files(tmp_path, [image_entry(1)], [box_entry(1, 1, 3)])
-    assert main([str(path), str(tmp_path)]) == 0
-    assert "hot dog" in capsys.readouterr().out

@@ -328,7 +328,9 @@ def test_stored_detections_reach_below_the_cut_and_have_similarities_beside_them
         for name in names:
             found = Detections.load(folder / "detections" / name)
             beside = Similarities.load(folder / "similarities" / name)
-            assert found.scores.min(initial=1.0) > 0.001 and np.bincount(found.image_ids).max(initial=0) <= 300
+            assert (
+                found.scores.min(initial=1.0) > 0.001 and np.bincount(found.image_ids).max(initial=0) <= 300
+            )
             assert found.class_scores.shape == (len(found), len(found.class_names) + 1)
             own = found.class_scores[np.arange(len(found)), found.labels]
             np.testing.assert_array_equal(own, found.scores)

@@ -1,0 +1,194 @@
+"""Evaluate a trained detector on the test images of a data set, without any training: the release's ``--eval-only``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from risf_core.cm_clip import encode_detections
+from risf_core.data.benchmark import open_benchmark
+from risf_core.data.dataset import DetectionData
+from risf_core.data.user_benchmark import open_test_images
+from risf_core.detecting import detect_images
+from risf_core.detections import Detections, Similarities
+from risf_core.detector.checkpoints import HEAD, LoadReport
+from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.detector.pretrained import load_pretrained
+from risf_core.detector.weight_files import find_weights, read_weight_file
+from risf_core.errors import CheckpointError, ParamsError
+from risf_core.fine_tuning import build_cm_clip, cut, open_clip_source, rescored
+from risf_core.params import BaseTrainingParams, CheckpointSource, Data, DetectorParams, EvaluateParams
+from risf_core.runs.yaml_files import project_path
+from risf_core.voc_evaluation import evaluator_for
+
+
+@dataclass(frozen=True, eq=False)
+class TestSet:
+    """Test images with the boxes of base and novel classes, in this order.
+
+    ``hash``: of the files, None where only the test images are read. ``evaluation``: options of ``evaluator_for``.
+    """
+
+    __test__ = False  # for pytest, which takes the name for a test's
+    data: DetectionData
+    base_names: tuple[str, ...]
+    novel_names: tuple[str, ...]
+    hash: str | None = None
+    evaluation: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedDetector:
+    """A detector with its weights, the classes of its head in order, and what loading did."""
+
+    detector: FasterRCNN
+    class_names: tuple[str, ...]
+    report: LoadReport
+
+
+def open_test_set(data: Data, *, split: int = 1) -> TestSet:
+    """The test images of a data set; where they are the user's own, no training image and no few-shot set is needed.
+
+    Raises:
+        DataError: If annotations or images are wrong.
+        SplitError: If the base/novel partition is impossible.
+    """
+    named = open_test_images(data) if data.source in ("coco", "xml") else None
+    if named is not None:
+        return TestSet(*named)
+    benchmark = open_benchmark(data, split=split)
+    names = benchmark.base_names, benchmark.novel_names
+    return TestSet(benchmark.test, *names, benchmark.hash, benchmark.evaluation)
+
+
+def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetector:
+    """Build the detector of a checkpoint and load all its weights.
+
+    Args:
+        source: Which checkpoint, and for a file of others its architecture and classes.
+        run: The run, which knows those that it builds on.
+        test: Says what the classes of a file of others are.
+
+    Raises:
+        CheckpointError: If the file is no such detector's, or has not as many classes as said.
+    """
+    params, path = source.detector, source.path
+    if source.run is not None:
+        upstream = run.upstream(source.run)
+        path = upstream.dir / "model.pth"
+        params = BaseTrainingParams.model_validate(upstream.record["params"]).detector
+    path = project_path(path)
+    content = read_weight_file(path)
+    if params is None:
+        params = _stored_params(content, path)
+    class_names = _class_names(source, content, test, path)
+    _check_head(content, class_names, path)
+    detector = FasterRCNN(params, len(class_names))
+    # without them a detector of detectron2 is the same: as they start, they change nothing
+    report = load_pretrained(detector, path, allow_missing=("affine_",))
+    return LoadedDetector(detector.to(run.device), class_names, report)
+
+
+def _stored_params(content: dict, path: Path) -> DetectorParams:
+    if "detector" not in content:
+        raise CheckpointError(
+            f"{path}: the file does not say which detector it is of. Expected checkpoint.detector in the parameters, "
+            "such as the detector of params/coco/10_base_training.yaml."
+        )
+    return DetectorParams.model_validate(content["detector"])
+
+
+def _class_names(source: CheckpointSource, content: dict, test: TestSet, path: Path) -> tuple[str, ...]:
+    """Classes of the head, in the order of its rows."""
+    if source.classes is None:
+        if "class_names" not in content:
+            raise CheckpointError(
+                f"{path}: the file names no classes. Say which its head has: checkpoint.classes: base, novel or all."
+            )
+        return tuple(content["class_names"])
+    both = {"base": test.base_names, "novel": test.novel_names, "all": (*test.base_names, *test.novel_names)}
+    names = both[source.classes]
+    if source.class_order == "base_novel":
+        return names
+    ids = dict(zip(test.data.class_names, test.data.category_ids, strict=True))
+    return tuple(sorted(names, key=ids.__getitem__))
+
+
+def _check_head(content: dict, class_names: Sequence[str], path: Path) -> None:
+    weights, _ = find_weights(content)
+    bias = next((value for key, value in weights.items() if key.endswith(f"{HEAD}cls_score.bias")), None)
+    if bias is None:
+        raise CheckpointError(
+            f"{path}: there is no {HEAD}cls_score.bias. Expected a whole detector with its head; weights for the start "
+            "of a training cannot be evaluated."
+        )
+    if len(bias) != len(class_names) + 1:
+        raise CheckpointError(
+            f"{path}: its head has {len(bias) - 1} classes and background, but {len(class_names)} classes are named "
+            f"({', '.join(class_names[:3])}, ...). Check checkpoint.classes and the data's class lists."
+        )
+
+
+def evaluate_checkpoint(params: EvaluateParams, run) -> list[dict]:
+    """Detect in all test images and evaluate, also after re-scoring where there is a CLIP; no training.
+
+    Writes ``run.dir/detections.npz`` (score > 0.001, at most 300 an image) and ``run.dir/similarities.npz``, whose rows
+    align; what is there already is not made again. ``score_thresh`` and ``max_detections`` cut the stored detections
+    before they are re-scored, as published.
+
+    Returns:
+        A row for each re-scoring (``none``, ``cm_clip``, ``cm_clip_wide``): AP, AP50, AP75 in percent over the classes
+        of the head, over base (b) and novel (n) ones (None where it has none of them), and of each class.
+    """
+    test = open_test_set(params.data, split=params.split)
+    found = stored_detections(params, run, test)
+    similarities = stored_similarities(params, run, test, found)
+    cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
+    found, similarities = cut(found, similarities, **cuts)
+    results = {"none": found}
+    if similarities is not None:
+        results |= rescored(found, similarities, test, params.cm_clip)
+    evaluator = evaluator_for(
+        test.data,
+        groups={"base": test.base_names, "novel": test.novel_names},
+        max_dets=params.max_detections,
+        engine=params.engine,
+        **test.evaluation,
+    )
+    for rescoring, detections in results.items():
+        if not run.rows.done(split=params.split, rescoring=rescoring):
+            run.rows.add({"split": params.split, "rescoring": rescoring}, evaluator.evaluate(detections))
+    return run.rows.as_list()
+
+
+def stored_detections(params: EvaluateParams, run, test: TestSet) -> Detections:
+    """The detections of all test images: read if they are stored, else made and stored."""
+    path = run.dir / "detections.npz"
+    if not path.exists():
+        loaded = open_detector(params.checkpoint, run, test)
+        data = test.data.select_classes(loaded.class_names)
+        detect_images(loaded.detector, data, batch_size=params.batch_size).save(path)
+    return Detections.load(path)
+
+
+def stored_similarities(params: EvaluateParams, run, test: TestSet, found: Detections) -> Similarities | None:
+    """Cosines of the detections' crops, one row for each: read or made; None without a CLIP."""
+    if params.clip is None:
+        return None
+    if not set(test.novel_names) <= set(found.class_names):
+        raise ParamsError(
+            "CM-CLIP re-scores novel classes, and the head of this checkpoint lacks some of them; write clip: null"
+        )
+    path = run.dir / "similarities.npz"
+    if not path.exists():
+        _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
+        encode_detections(
+            found,
+            test.data,
+            build_cm_clip(clip, test, params.cm_clip),
+            score_thresh=params.cm_clip.score_thresh,
+            rescored_classes=test.novel_names,
+            desc="encoding crops",
+        ).save(path)
+    return Similarities.load(path)

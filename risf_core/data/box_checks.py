@@ -1,0 +1,157 @@
+"""What must hold of the boxes of a COCO annotation file: finite, with a size, inside their image, in COCO's format.
+
+A box in another format may lie inside its image all the same. It is found where the file gives evidence: the
+polygons of the annotation, whose corners the box must have, or an area that is not the box's own.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from risf_core.data.coco_checks import AnnotationColumns, ImageEntry, Problems, image_sizes
+
+logger = logging.getLogger(__name__)
+
+OUTSIDE_TOLERANCE = 1.0  # pixels; files round boxes and image sizes differently
+FORMAT_TOLERANCE = 1.0  # pixels between a box and the corners of its polygons
+EXPECTED = "Expected [x, y, width, height] in pixels, inside the image"
+
+
+def check_boxes(
+    columns: AnnotationColumns, images: list[ImageEntry], problems: Problems, *, drop_invalid: bool
+) -> np.ndarray:
+    """Report boxes not finite, without size, outside their image or in another format; return the mask of the others.
+
+    Args:
+        columns: The well-formed annotations.
+        images: Their images, by ascending id.
+        problems: Where to report.
+        drop_invalid: Log how many boxes are not finite, without size or outside, instead of reporting them.
+
+    Returns:
+        bool [A].
+    """
+    boxes, size = columns.boxes_xywh, image_sizes(columns, images)  # [A, 4], [A, 2] width, height
+    finite = np.isfinite(boxes).all(axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        corners = boxes[:, :2] + boxes[:, 2:]  # [A, 2]
+        has_size = (boxes[:, 2:] > 0).all(axis=1)
+        cut = np.minimum(corners, size) - np.maximum(boxes[:, :2], 0)  # [A, 2] width, height inside the image
+        inside = (boxes[:, :2] >= -OUTSIDE_TOLERANCE).all(axis=1)
+        inside &= (corners <= size + OUTSIDE_TOLERANCE).all(axis=1) & (cut > 0).all(axis=1)
+    inside |= size[:, 0] == 0  # an image whose entry is faulty is reported already
+    formats = other_formats(columns, size)
+    for number in np.flatnonzero(formats != ""):
+        line = f"looks like {formats[number]}, by the evidence of its {_evidence(columns, number)}"
+        _report(columns, number, "swapped format", line, problems)
+    valid = finite & has_size & inside
+    bad = np.flatnonzero(~valid & (formats == ""))
+    if drop_invalid and len(bad):
+        ids = ", ".join(str(number) for number in columns.ids[bad][:10]) + (", ..." if len(bad) > 10 else "")
+        message = "%s: %d of %d boxes are not finite, without size or outside and dropped: annotations %s"
+        logger.warning(message, problems.path, len(bad), len(boxes), ids)
+    for number in [] if drop_invalid else bad:
+        _report(columns, number, *_why(boxes[number], size[number]), problems)
+    ordinary = finite & (formats == "")
+    _suspect_format(boxes[ordinary], size[ordinary], problems, num_bad=len(bad))
+    return valid & (formats == "")
+
+
+def _report(columns: AnnotationColumns, number: int, kind: str, what: str, problems: Problems) -> None:
+    where = f"annotation {columns.ids[number]} (image {columns.image_ids[number]})"
+    line = f"{where}: box {_numbers(columns.boxes_xywh[number])} {what}. {EXPECTED}"
+    problems.add(kind, line, ("annotations", columns.positions[number]))
+
+
+def _why(box: np.ndarray, size: np.ndarray) -> tuple[str, str]:
+    """Kind and words of what is wrong with one box [4] in an image of `size` (width, height)."""
+    if np.isnan(box).any():
+        return "NaN box", "holds a number that is not finite (NaN)"
+    if np.isinf(box).any():
+        return "infinite box", "holds a number that is not finite (infinity)"
+    sides = dict(zip(("width", "height"), box[2:], strict=True))
+    what = "has " + " and ".join(
+        f"{'zero' if side == 0 else 'negative'} {name}" for name, side in sides.items() if side <= 0
+    )
+    if min(sides.values()) < 0:
+        return "negative box", what
+    if min(sides.values()) == 0:
+        return "empty box", what
+    what = f"lies outside its image of {size[0]:.0f}x{size[1]:.0f} pixels"
+    if (box[2:] > box[:2]).all() and (box[:2] >= 0).all() and (box[2:] <= size).all():
+        return "box outside", f"{what}; as corners [x1, y1, x2, y2] it would be inside"
+    return "box outside", what
+
+
+def other_formats(columns: AnnotationColumns, size: np.ndarray) -> np.ndarray:
+    """The format that each box seems to be in where that is not COCO's, else ""; text [A].
+
+    A box counts as in another format only if the evidence fits that format and does not fit COCO's.
+    """
+    boxes, outlines = columns.boxes_xywh, columns.outlines
+    found = np.full(len(boxes), "", dtype=object)
+    with np.errstate(invalid="ignore", over="ignore"):
+        readings = _readings(boxes, size)
+        fits = {
+            name: (np.abs(corners - outlines) <= FORMAT_TOLERANCE).all(axis=1)
+            for name, corners in readings.items()
+        }
+        far = (np.abs(readings.pop("") - outlines) > 2 * FORMAT_TOLERANCE).any(axis=1)
+        for name in readings:
+            found[(found == "") & far & fits[name]] = name
+        area, as_corners = boxes[:, 2] * boxes[:, 3], (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        is_sized = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        swapped = is_sized & (np.abs(columns.areas - as_corners) <= 1e-3 * as_corners)
+        found[(found == "") & swapped & (np.abs(columns.areas - area) > 0.01 * area)] = (
+            "corners [x1, y1, x2, y2]"
+        )
+    return found
+
+
+def _readings(boxes: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
+    """Corners x1, y1, x2, y2 of boxes [A, 4] read in each format, in pixels; "" is COCO's own."""
+    first, second, whole = boxes[:, :2], boxes[:, 2:], np.tile(size, 2)
+
+    def from_sides(start: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        return np.concatenate([start, start + sides], axis=1)
+
+    return {
+        "": from_sides(first, second),
+        "corners [x1, y1, x2, y2]": boxes,
+        "[y, x, height, width]": from_sides(first[:, ::-1], second[:, ::-1]),
+        "corners [y1, x1, y2, x2]": boxes[:, [1, 0, 3, 2]],
+        "[centre x, centre y, width, height]": from_sides(first - second / 2, second),
+        "fractions of the image": from_sides(first, second) * whole,
+        "fractions [centre x, centre y, width, height]": from_sides(first - second / 2, second) * whole,
+    }
+
+
+def _evidence(columns: AnnotationColumns, number: int) -> str:
+    return "area" if np.isnan(columns.outlines[number]).any() else "outline"
+
+
+def _numbers(values: np.ndarray) -> str:
+    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+
+
+def _suspect_format(boxes: np.ndarray, size: np.ndarray, problems: Problems, *, num_bad: int) -> None:
+    """Add a hint or a problem where all boxes look like another format than x, y, width, height in pixels."""
+    if not len(boxes):
+        return
+    if (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all() and (boxes >= 0).all():
+        line = (
+            "all boxes lie in the first pixel of their images: they look like fractions of the image size. "
+        )
+        problems.add("swapped format", line + "Expected pixels")
+    elif num_bad:
+        as_corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        as_corners &= (boxes[:, 2:] <= size + OUTSIDE_TOLERANCE).all(axis=1)
+        swapped = (boxes[:, :2] + boxes[:, 2:] <= size[:, ::-1] + OUTSIDE_TOLERANCE).all(axis=1)
+        if as_corners.all():
+            problems.hints.append("All boxes would be right as corners [x1, y1, x2, y2]: convert them.")
+        elif swapped.all():
+            problems.hints.append(
+                "All boxes would be inside if 'width' and 'height' of the images were swapped."
+            )

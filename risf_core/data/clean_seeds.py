@@ -1,0 +1,148 @@
+"""Clean seeds: the images of a K-shot set with every instance of every known class annotated.
+
+A K-shot set annotates K boxes of a class; other objects of the same images, even of the same class, stand there without
+a box and are trained as background. No published code builds clean seeds, so this is our definition: take the same
+images, and restore from the full annotation every instance of every class that the head knows (the novel ones in
+`fsod`, base and novel ones in `gfsod`). Clean sets are no K-shot sets: they have more boxes. The share of the instances
+that the K-shot set of a seed leaves out is its missing rate.
+
+``python -m risf_core.data.clean_seeds PARAMS`` prints the missing rate of each seed, and writes the clean sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from risf_core.data.dataset import DetectionData
+from risf_core.errors import DataError, RisfError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from risf_core.data.benchmark import Benchmark
+
+
+def restore_instances(few_shot: DetectionData, full: DetectionData) -> DetectionData:
+    """The clean set of a K-shot set: its images, each once, with all their boxes of its classes.
+
+    Args:
+        few_shot: The K-shot set; an image may stand there several times.
+        full: The training images with all their boxes.
+
+    Raises:
+        DataError: If an image of the K-shot set is not in `full`.
+    """
+    by_path = {record.path: record for record in full.select_classes(few_shot.class_names).images}
+    paths = dict.fromkeys(record.path for record in few_shot.images)
+    unknown = [path for path in paths if path not in by_path]
+    if unknown:
+        raise DataError(
+            f"{few_shot.name}: {len(unknown)} of {len(paths)} images are not among the training images, e.g. "
+            f"{unknown[0]}. Expected them in the full annotation."
+        )
+    images = tuple(by_path[path] for path in paths)
+    return replace(few_shot, name=f"{few_shot.name}, clean", images=images)
+
+
+def count_missing(few_shot: DetectionData, clean: DetectionData) -> tuple[int, int]:
+    """How many instances the images of a K-shot set show, and how many of them it leaves out; crowds count nowhere."""
+    annotated = {
+        (record.path, int(label), *box.tolist())
+        for record in few_shot.images
+        for label, box in zip(record.labels[~record.is_crowd], record.boxes[~record.is_crowd])
+    }
+    shown = sum(clean.counts().values())
+    return shown, shown - len(annotated)
+
+
+def missing_rates(benchmark: Benchmark, *, shots: Sequence[int] | None = None) -> pd.DataFrame:
+    """The missing rate of each seed and K, in percent of the instances.
+
+    Returns:
+        A row for each K and seed with `images`, `novel boxes` (of the K-shot set), `novel instances` and `novel missing
+        %` (in the images of the `fsod` set), and `missing %` of base and novel classes together in these images.
+    """
+    import pandas as pd
+
+    known = benchmark.train.select_classes((*benchmark.base_names, *benchmark.novel_names))
+    rows = []
+    for k in shots or benchmark.shots:
+        for seed in range(benchmark.num_seeds):
+            few_shot = benchmark.few_shot(k, seed)
+            clean = restore_instances(few_shot, benchmark.train)
+            shown, missing = count_missing(few_shot, clean)
+            everything = restore_instances(replace(few_shot, **_classes(known)), known)
+            all_shown = sum(everything.counts().values())
+            rows.append(
+                {
+                    "K": k,
+                    "seed": seed,
+                    "images": len(clean),
+                    "novel boxes": shown - missing,
+                    "novel instances": shown,
+                    "novel missing %": 100 * missing / shown,
+                    "missing %": 100 * (all_shown - shown + missing) / all_shown,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _classes(data: DetectionData) -> dict:
+    return {"class_names": data.class_names, "category_ids": data.category_ids}
+
+
+def write_clean_seeds(folder: Path, benchmark: Benchmark, *, setting: str = "fsod") -> int:
+    """Write every clean set in the published layout, and return the number of files.
+
+    ``file_name`` starts from the deepest folder that holds all images.
+    """
+    from risf_core.data.coco import coco_content, write_json
+    from risf_core.data.few_shot import few_shot_file
+
+    images_dir = Path(os.path.commonpath([str(record.path.parent) for record in benchmark.train.images]))
+    written = 0
+    for k in benchmark.shots:
+        for seed in range(benchmark.num_seeds):
+            clean = benchmark.few_shot(k, seed, arm="clean", setting=setting)
+            for label, name in enumerate(clean.class_names):
+                content = coco_content(clean, images_dir, keep=np.flatnonzero(clean.flat.labels == label))
+                write_json(few_shot_file(folder, name, shots=k, seed=seed), content)
+                written += 1
+    return written
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Print the missing rate of each K-shot set of a params file's data, and write the clean sets if asked."""
+    from risf_core.data.benchmark import open_benchmark
+    from risf_core.runs.run_specs import load_run
+
+    parser = argparse.ArgumentParser(prog="python -m risf_core.data.clean_seeds", description=main.__doc__)
+    parser.add_argument("params", help="params file, e.g. params/voc/20_fine_tuning.yaml")
+    parser.add_argument("--setting", choices=("fsod", "gfsod"), default="fsod", help="of the sets written")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the clean sets there")
+    options = parser.parse_args(words)
+    try:
+        params = load_run(options.params).params
+        benchmark = open_benchmark(params.data, split=getattr(params, "split", 1))
+        if "clean" not in benchmark.arms:
+            raise DataError(f"{benchmark.name} has the arms {', '.join(benchmark.arms)}, and no clean one.")
+        print(missing_rates(benchmark).to_string(index=False, float_format="%.1f"))
+        if options.write:
+            count = write_clean_seeds(options.write, benchmark, setting=options.setting)
+            print(f"{count} files in {options.write}")
+    except RisfError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Configs of DeFRCN and RISF as params files: what is mapped, what is filled in, and that every other key is named."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from risf_core import convert_config
+from risf_core.convert_config import convert, flat_keys, main, read_config
+from risf_core.detectron2_config import DEFAULTS, FIXED, LOSS_KEYS, WITHOUT_EFFECT
+from risf_core.errors import ParamsError
+from risf_core.params import DetectorParams, SolverParams
+from risf_core.runs.run_specs import load_run
+
+REFERENCE = os.environ.get("RISF_REFERENCE")
+# Written for these tests, with the published keys; numbers that are no one's defaults show that each is read.
+BASE = """
+MODEL:
+  META_ARCHITECTURE: "GeneralizedRCNN"
+  RPN: {PRE_NMS_TOPK_TEST: 5000, POST_NMS_TOPK_TEST: 900}
+INPUT: {MIN_SIZE_TRAIN: "(600, 700, 800)"}
+SOLVER: {IMS_PER_BATCH: 12, BASE_LR: 0.03, STEPS: "(7, 8)", MAX_ITER: 9}
+VERSION: 2
+"""
+FINE_TUNING = """
+_BASE_: "../Base.yaml"
+MODEL:
+  WEIGHTS: "/some/base.pth"
+  BACKBONE: {FREEZE: False}
+  RESNETS: {DEPTH: 101}
+  RPN: {ENABLE_DECOUPLE: True, BACKWARD_SCALE: 0.0, FREEZE: False}
+  ROI_HEADS:
+    NUM_CLASSES: 80
+    ENABLE_DECOUPLE: True
+    BACKWARD_SCALE: 0.02
+    FREEZE_FEAT: True
+    CLS_DROPOUT: True
+    CLS_LOSS_TYPE : 'bnrl_loss'
+    ALPHA : 0.3
+    EPSILON : 1.5
+    GAMMA : 3.0
+    BG_WEIGHT : 0.1
+DATASETS:
+  TRAIN: ('coco14_trainval_all_5shot_seed3',)
+  TEST: ('coco14_test_all',)
+SOLVER: {STEPS: "(4800,)", MAX_ITER: 6000, WARMUP_ITERS: 0, WEIGHT_DECAY: 1e-4, CHECKPOINT_PERIOD: 100000}
+TEST: {CMCLIP_ENABLE: True, CMCLIP_ALPHA: 0.6}
+OUTPUT_DIR: "/some/where"
+"""
+BASE_TRAINING = """
+_BASE_: "../Base.yaml"
+MODEL:
+  WEIGHTS: "{weights}"
+  MASK_ON: False
+  RESNETS: {{DEPTH: 50}}
+  RPN: {{ENABLE_DECOUPLE: True, BACKWARD_SCALE: 0.0}}
+  ROI_HEADS: {{NUM_CLASSES: 15, ENABLE_DECOUPLE: True, BACKWARD_SCALE: 0.75}}
+DATASETS:
+  TRAIN: ('voc_2007_trainval_base2', 'voc_2012_trainval_base2')
+  TEST: ('voc_2007_test_base2',)
+SOLVER: {{STEPS: "(10, 13)", MAX_ITER: 15}}
+"""
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """Write configs beside a base file: ``configs(name, text)`` gives the path."""
+    folder = tmp_path / "configs" / "coco"
+    folder.mkdir(parents=True)
+    (folder.parent / "Base.yaml").write_text(BASE)
+
+    def write(name: str, text: str) -> Path:
+        (folder / name).write_text(text)
+        return folder / name
+
+    return write
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with the profiles' shared files."""
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    coco = {"source": "coco", "annotations": "a.json", "images": "images", "novel_classes": ["cat"]}
+    for profile in ("coco", "voc"):
+        folder = tmp_path / "params" / profile
+        folder.mkdir(parents=True)
+        shared = {"profile": profile, "data": coco | {"shots": [1, 5, 10]}}
+        (folder / "shared.yaml").write_text(yaml.safe_dump(shared))
+    return tmp_path
+
+
+def test_fine_tuning_takes_every_number_of_file_base_and_defaults(configs):
+    made = convert(configs("gfsod.yaml", FINE_TUNING))
+    values = made.values
+    assert (made.notebook, made.source) == ("20_fine_tuning", "coco")
+    assert {key: values[key] for key in ("setting", "shots", "seeds")} == {
+        "setting": "gfsod",
+        "shots": 5,
+        "seeds": [3],
+    }
+    assert values["base"] == "params/coco/10_base_training.yaml"
+    assert values["losses"] == ["bnrl", "ce_bg"]  # as the paper has it, and what the released code trains
+    assert values["bnrl"] == {"alpha": 0.3, "epsilon": 1.5, "gamma": 3.0, "background_weight": 0.1}
+    assert values["score_thresh"] == 0.05
+    head = {"num_proposals": 2000, "roi_batch": 512, "cls_dropout": 0.8, "roi_gradient_scale": 0.02}
+    assert values["head"] == head and values["trainable"] == "all_but_res5" and values["cached"] is False
+    assert values["clip"]["pretrained"] == "openai"
+    assert values["cm_clip"] == {"c": 0.6, "score_thresh": 0.05, "label_spaces": ["novel+background"]}
+    solver = SolverParams.model_validate(values["solver"])
+    assert (solver.iterations, solver.milestones, solver.warmup) == (6000, (4800,), 0)
+    assert (solver.batch_size, solver.reference_batch, solver.lr, solver.weight_decay) == (12, 12, 0.03, 1e-4)
+    assert (solver.momentum, solver.nesterov, solver.clip_norm, solver.precision) == (
+        0.9,
+        False,
+        None,
+        "fp32",
+    )
+    assert list(made.not_mapped) == ["MODEL.WEIGHTS"] and "/some/base.pth" in made.not_mapped["MODEL.WEIGHTS"]
+    without = {"MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.TEST", "OUTPUT_DIR", "VERSION"}
+    assert set(made.without_effect) == without
+
+
+def test_base_training_takes_detector_and_schedule(configs):
+    made = convert(configs("base.yaml", BASE_TRAINING.format(weights="data/R-50.pkl")))
+    assert (made.notebook, made.source, made.values["split"]) == ("10_base_training", "voc", 2)
+    assert made.values["weights"] == "data/R-50.pkl" and made.values["pretraining"] is None
+    detector = DetectorParams.model_validate(made.values["detector"])
+    assert (detector.block, detector.stages, detector.res5_blocks) == ("bottleneck", (3, 4, 6), 3)
+    assert (detector.stem_width, detector.res2_width, detector.res5_width) == (64, 256, 2048)
+    assert (detector.norm, detector.stride_in_1x1, detector.freeze_at) == ("FrozenBN", True, 3)
+    assert (detector.rpn_pre_nms_train, detector.rpn_pre_nms_test) == (12000, 5000)
+    assert (detector.rpn_post_nms_train, detector.rpn_post_nms_test) == (2000, 900)
+    assert (detector.rpn_gradient_scale, detector.roi_gradient_scale, detector.cls_dropout) == (
+        0.0,
+        0.75,
+        0.0,
+    )
+    assert (detector.image_order, detector.pixel_mean[0], detector.pixel_std[0]) == ("BGR", 103.53, 1.0)
+    assert (detector.min_size, detector.max_size) == ((600, 700, 800), 1333)
+    assert made.values["solver"]["warmup"] == 1000 and made.values["solver"]["milestones"] == [10, 13]
+    assert made.not_mapped == {}
+    downloaded = convert(configs("base.yaml", BASE_TRAINING.format(weights="detectron2://MSRA/R-101.pkl")))
+    assert "weights" not in downloaded.values and "MODEL.WEIGHTS" in downloaded.not_mapped
+
+
+def test_evaluation_takes_the_checkpoint_and_the_published_cuts(configs):
+    made = convert(configs("gfsod.yaml", FINE_TUNING), notebook="21_evaluate")
+    checkpoint = made.values["checkpoint"]
+    assert (checkpoint["path"], checkpoint["classes"]) == ("/some/base.pth", "all")
+    assert checkpoint["class_order"] == "category_id" and checkpoint["detector"]["res5_width"] == 2048
+    assert (made.values["score_thresh"], made.values["max_detections"]) == (0.05, 100)
+    assert made.values["cm_clip"]["c"] == 0.6 and made.not_mapped == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("MODEL: {ROI_BOX_HEAD: {POOLER_RESOLUTION: 14}}", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"),
+        ("MODEL: {ROI_HEADS: {NAME: StandardROIHeads}}", "MODEL.ROI_HEADS.NAME"),
+        ("MODEL: {ROI_HEADS: {CLS_LOSS_TYPE: focal}}", "MODEL.ROI_HEADS.CLS_LOSS_TYPE"),
+        ("MODEL: {RPN: {FREEZE: True}}", "MODEL.RPN.FREEZE"),
+        ("MODEL: {RPN: {ENABLE_DECOUPLE: False}}", "MODEL.RPN.ENABLE_DECOUPLE"),
+        ("MODEL: {RESNETS: {DEPTH: 18}}", "MODEL.RESNETS.DEPTH"),
+        ("MODEL: {RESNETS: {WIDTH_PER_GROUP: 4}}", "MODEL.RESNETS.WIDTH_PER_GROUP"),
+        ("MODEL: {RESNETS: {NUM_GROUPS: 32, WIDTH_PER_GROUP: 2}}", "MODEL.RESNETS.NUM_GROUPS"),
+        ("MODEL: {ANCHOR_GENERATOR: {OFFSET: 0.5}}", "MODEL.ANCHOR_GENERATOR.OFFSET"),
+        ("INPUT: {MIN_SIZE_TEST: 1000}", "INPUT.MIN_SIZE_TEST"),
+        ("INPUT: {MAX_SIZE_TEST: 2000}", "INPUT.MAX_SIZE_TEST"),
+        ("INPUT: {CROP: {ENABLED: True}}", "INPUT.CROP.ENABLED"),
+        ("SOLVER: {LR_SCHEDULER_NAME: WarmupCosineLR}", "SOLVER.LR_SCHEDULER_NAME"),
+        ("SOLVER: {WEIGHT_DECAY_BIAS: 0.0}", "SOLVER.WEIGHT_DECAY_BIAS"),
+        ("TEST: {PCB_ENABLE: True, PCB_ALPHA: 0.5}", "TEST.PCB_ENABLE"),
+        ("TEST: {CMCLIP_UPPER: 0.9}", "TEST.CMCLIP_UPPER"),
+        ("TEST: {DETECTIONS_PER_IMAGE: 300}", "TEST.DETECTIONS_PER_IMAGE"),
+        ("DATALOADER: {ASPECT_RATIO_GROUPING: True}", "DATALOADER.ASPECT_RATIO_GROUPING"),
+        ("DATASETS: {TRAIN: \"('coco14_trainval_novel_5shot_seedx',)\"}", "DATASETS.TRAIN"),
+        ("SEED: -1", "SEED"),
+        ("MODEL: {SOMETHING: {NEW: 3}}", "MODEL.SOMETHING.NEW"),
+    ],
+)
+def test_what_has_no_parameter_is_named(configs, change, key):
+    changed = yaml.safe_load(change) | {"_BASE_": "fine.yaml"}
+    configs("fine.yaml", FINE_TUNING)
+    made = convert(configs("changed.yaml", yaml.safe_dump(changed)))
+    assert set(made.not_mapped) == {"MODEL.WEIGHTS", key}
+
+
+def test_every_key_is_mapped_fixed_or_named_once():
+    lists = [set(DEFAULTS) | set(LOSS_KEYS), set(FIXED)]
+    assert not lists[0] & lists[1]
+    starts = [start for group in WITHOUT_EFFECT.values() for start in group]
+    doubly = {key for key in lists[0] if key.startswith(tuple(starts))} - {"MODEL.ROI_HEADS.NUM_CLASSES"}
+    assert not doubly and len(set(starts)) == len(starts)
+
+
+def test_bases_are_laid_under_and_may_not_go_in_circles(configs):
+    values = flat_keys(read_config(configs("gfsod.yaml", FINE_TUNING)))
+    assert values["INPUT.MIN_SIZE_TRAIN"] == (600, 700, 800) and values["SOLVER.STEPS"] == (4800,)
+    assert values["SOLVER.WEIGHT_DECAY"] == 1e-4 and "_BASE_" not in values
+    with pytest.raises(ParamsError, match="back to the file itself"):
+        read_config(configs("circle.yaml", "_BASE_: circle.yaml\n"))
+    with pytest.raises(ParamsError, match="no.yaml, which .*a.yaml names as _BASE_"):
+        read_config(configs("a.yaml", "_BASE_: no.yaml\n"))
+    with pytest.raises(ParamsError, match="the path of a file here"):
+        read_config(configs("a.yaml", "_BASE_: 'https://example.org/x.yaml'\n"))
+    with pytest.raises(ParamsError, match="not allowed"):
+        read_config(configs("a.yaml", "X: !!python/object/apply:os.system [echo]\n"))
+    with pytest.raises(ParamsError, match="DATASETS.TRAIN is .*my_birds.*Expected names such as"):
+        convert(configs("a.yaml", "DATASETS:\n  TRAIN: ('my_birds',)\n"))
+    with pytest.raises(ParamsError, match="not what 10_base_training does"):
+        convert(configs("gfsod.yaml", FINE_TUNING), notebook="10_base_training")
+
+
+def test_one_command_writes_a_valid_params_file(configs, project, capsys):
+    path = configs("gfsod_5shot.yaml", FINE_TUNING)
+    assert main([str(path)]) == 0
+    target = project / "params" / "coco" / "20_fine_tuning.gfsod_5shot.yaml"
+    printed = capsys.readouterr().out
+    assert "NOT MAPPED MODEL.WEIGHTS" in printed and "OUTPUT_DIR: changes no number" in printed
+    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 1 keys" in printed
+    text = target.read_text()
+    assert "# NOT MAPPED MODEL.WEIGHTS" in text and "trains under this name is ce_bg" in text
+    params = load_run(target).params
+    assert (params.profile, params.setting, params.shots, params.head.roi_gradient_scale) == (
+        "coco",
+        "gfsod",
+        5,
+        0.02,
+    )
+    assert main([str(path)]) == 2 and "is there already" in capsys.readouterr().err
+    assert main([str(path), "--force"]) == 0
+    assert main([str(path), "--notebook", "21_evaluate"]) == 0
+    assert load_run(project / "params/coco/21_evaluate.gfsod_5shot.yaml").params.checkpoint.classes == "all"
+
+
+def test_what_the_models_refuse_is_not_written(configs, project, capsys):
+    path = configs("bad.yaml", FINE_TUNING.replace("5shot", "7shot"))
+    assert main([str(path)]) == 2
+    assert "shots is 7" in capsys.readouterr().err
+    assert not (project / "params" / "coco" / "20_fine_tuning.bad.yaml").exists()
+    assert main([str(path), "--into", str(project)]) == 2 and "shared.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(REFERENCE is None, reason="RISF_REFERENCE does not name the folder of reference values")
+def test_whole_config_of_the_released_code_is_accounted_for():
+    """All keys of a config that the released code wrote: the detector is known, and what is named has no parameter."""
+    made = convert(Path(REFERENCE) / "model_r101_quarter_cfg.yaml")
+    values = made.values
+    assert (values["setting"], values["shots"], values["seeds"]) == ("fsod", 10, [0])
+    assert values["head"]["roi_gradient_scale"] == 0.01 and values["losses"] == ["bnrl", "ce_bg"]
+    expected = {"MODEL.WEIGHTS", "SEED", "DATALOADER.ASPECT_RATIO_GROUPING"}
+    assert set(made.not_mapped) == expected
+    config = convert_config.Config(flat_keys(read_config(Path(REFERENCE) / "model_r101_quarter_cfg.yaml")))
+    detector = DetectorParams.model_validate(convert_config.detector(config))
+    assert (detector.stem_width, detector.res2_width, detector.res5_width, detector.stages) == (
+        16,
+        64,
+        512,
+        (3, 4, 23),
+    )
