@@ -99,20 +99,24 @@ def _open_given(data: CocoData) -> Benchmark:
     base_names, novel_names = partition(
         data.base_classes, novel, test.class_names, where=data.test_annotations
     )
+    class_names = (*base_names, *novel_names)
     if data.few_shot.kind == "files":
+        shot_files = [project_path(file) for file in data.few_shot.files(data.shots, data.num_seeds)]
         load_shots = partial(_load_shot_file, data, base_names, novel_names)
     else:
         folder = project_path(data.few_shot.folder)
+        shot_files = files_of(class_names, [folder])
         load_shots = partial(_load_published, data, folder, base_names, novel_names)
+    parts = [Path(file) for file in (data.annotations, data.test_annotations) if file is not None]
     return Benchmark(
         name=name,
         base_names=base_names,
         novel_names=novel_names,
-        test=test.select_classes((*base_names, *novel_names)),
+        test=test.select_classes(class_names),
         arms=("kshot", "clean") if data.annotations else ("kshot",),
         shots=tuple(data.shots),
         num_seeds=data.num_seeds,
-        hash=hash_files(*(project_path(file) for file in data.files())),
+        hash=hash_files(*parts, *shot_files),
         load_train=partial(load_whole, data, f"{name} train")
         if data.annotations
         else partial(_no_train, name),
