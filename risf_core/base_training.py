@@ -82,9 +82,8 @@ def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark) -> dict:
 
 def proposals_by_image(regions: RegionFeatures) -> dict[int, np.ndarray]:
     """Proposals of each image in original pixels, best first: image id -> float32 [R, 4]."""
-    scale = np.tile((regions.output_sizes / regions.sizes)[:, ::-1], 2).astype(
-        np.float32
-    )  # [M, 4]: x, y, x, y
+    # [M, 4]: x, y, x, y
+    scale = np.tile((regions.output_sizes / regions.sizes)[:, ::-1], 2).astype(np.float32)
     ends = np.cumsum(regions.counts)[:-1]
     boxes = np.split(regions.boxes * np.repeat(scale, regions.counts, axis=0), ends)
     return {int(i): b for i, b in zip(regions.image_ids, boxes, strict=True)}

@@ -70,9 +70,8 @@ def bnrl_loss(
         weight = _class_weights(logits, background_weight, class_weight)  # [C+1]
         log_p, log_not_p = log_probs_and_complements(logits)  # log p and log(1 - p), both [N, C+1]
 
-        label = torch.where(is_kept, labels, 0).unsqueeze(
-            1
-        )  # [N, 1]; an ignored RoI is computed, then masked
+        # [N, 1]; an ignored RoI is computed, then masked
+        label = torch.where(is_kept, labels, 0).unsqueeze(1)
         log_p_y, log_not_p_y = log_p.gather(1, label), log_not_p.gather(1, label)  # [N, 1]
         positive = weight[label] * (gamma * log_not_p_y).exp() * -log_p_y  # (1 - p_y)^gamma, in logarithms
         negative = weight * (epsilon * log_p).exp() * -log_not_p  # [N, C+1]

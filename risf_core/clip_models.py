@@ -81,6 +81,7 @@ def load_clip(
     tag = None if pretrained is None else str(pretrained)
     clip, tokenizer = _create(model, tag, device=device, precision=precision, seed=seed, cache_dir=cache_dir)
     clip.eval().requires_grad_(False)
+    clip.visual.to(memory_format=torch.channels_last)  # faster convolutions; numbers differ by rounding
     is_random = tag is None and not model.startswith(("local-dir:", "hf-hub:"))
     if is_random:
         log.warning("CLIP %s has random weights: its numbers mean nothing.", model)
@@ -99,9 +100,8 @@ def _create(
     register_configs()
     _check_model_name(model)
     _check_pretrained(model, tag)
-    own = model.startswith("risf-") and (
-        tag is None or Path(tag).is_file()
-    )  # nothing to fetch, tokenizer included
+    # nothing to fetch, tokenizer included
+    own = model.startswith("risf-") and (tag is None or Path(tag).is_file())
     hub = contextlib.nullcontext() if own else _impatient_hub()
     with torch.random.fork_rng(devices=[]), _one_voice(), hub:
         torch.manual_seed(seed)

@@ -106,7 +106,7 @@ class CMCLIP:
         resize: "roi_align" (on the tensor, as published) or "bicubic" (PIL crop and open_clip's own transform).
         preprocess: "clip" (RGB, the model's mean and std) or "released" (BGR in 0-1, nothing else: what the published
             code feeds).
-        batch_size: Crops in one forward pass; memory grows with it.
+        batch_size: Crops in one forward pass; memory grows with it. 64 fit a CPU's caches and are faster than 256.
 
     Attributes:
         label_space: The L names.
@@ -126,7 +126,7 @@ class CMCLIP:
         crop: str = "squash",
         resize: str = "roi_align",
         preprocess: str = "clip",
-        batch_size: int = 256,
+        batch_size: int = 64,
     ) -> None:
         self.model, self.temperature, self.batch_size = model, temperature, batch_size
         self.crop, self.resize, self.preprocess = crop, resize, preprocess
@@ -138,9 +138,8 @@ class CMCLIP:
         )
         self.device = next(model.parameters()).device
         kernels = (parameter for parameter in model.visual.parameters() if parameter.ndim == 4)
-        self._dtype = next(
-            kernels
-        ).dtype  # every tower begins with a convolution, which fixes the type of the input
+        # every tower begins with a convolution, which fixes the type of the input
+        self._dtype = next(kernels).dtype
         self.image_size, mean, std, self._interpolation = preprocessing_of(model)
         released = preprocess == "released"
         self._mean, self._std = ((0.0,) * 3, (1.0,) * 3) if released else (mean, std)
@@ -228,7 +227,8 @@ class CMCLIP:
     @torch.inference_mode()
     def encode_crops(self, crops: Tensor) -> Tensor:
         """Cosines of crops [N, 3, h, w] with the label space: float32 [N, L]."""
-        image_embeds = self.model.encode_image(crops.to(self._dtype)).float()
+        crops = crops.to(self._dtype, memory_format=torch.channels_last)
+        image_embeds = self.model.encode_image(crops).float()
         image_embeds_norm = nn.functional.normalize(image_embeds, dim=-1)
         return image_embeds_norm @ self.text_embeds_norm.T  # [N, D] @ [D, L] -> [N, L]
 
@@ -305,9 +305,8 @@ def encode_detections(
     records = {record.image_id: record for record in data.images}
     encoded = rescored_rows(detections, rescored_classes, score_thresh)
     keys = np.column_stack([detections.image_ids[encoded].astype(np.float64), detections.boxes[encoded]])
-    keys, positions = np.unique(
-        keys, axis=0, return_inverse=True
-    )  # equal boxes of one image once: [U, 5], [n]
+    # equal boxes of one image once: [U, 5], [n]
+    keys, positions = np.unique(keys, axis=0, return_inverse=True)
     image_ids = keys[:, 0].astype(np.int64)
     unknown = sorted(set(image_ids.tolist()) - set(records))
     if unknown:

@@ -90,9 +90,8 @@ def check_contract(function: Callable, spec: str) -> None:
     """
     import torch  # here, since params and run must import this file without torch
 
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the check must not move the random state that training starts from
+    # the check must not move the random state that training starts from
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for num_rois, num_classes in ((32, 5), (1, 1), (64, 20)):
             labels = torch.randint(0, num_classes + 1, (num_rois,))
@@ -116,10 +115,11 @@ def _check_one(function, spec: str, logits, labels, situation: str) -> None:
         return ParamsError(f'loss "{spec}" {what} on {where}; {EXPECTED}.')
 
     leaf = logits.clone().requires_grad_()
+    # not a leaf, so that an in-place change is seen and not refused
     given_logits, given_labels = (
         leaf * 1.0,
         labels.clone(),
-    )  # not a leaf, so that an in-place change is seen and not refused
+    )
     try:
         loss = function(given_logits, given_labels)
     except Exception as error:  # whatever the user's code raises is reported as theirs
@@ -141,9 +141,8 @@ def _check_one(function, spec: str, logits, labels, situation: str) -> None:
     if gradient is not None and not gradient.isfinite().all():
         raise broken("has a gradient that is not finite")
     if gradient is None or (not gradient.any() and (labels < logits.shape[1] - 1).any()):
-        raise broken(
-            "has a gradient of zero with respect to the logits"
-        )  # for background alone that may be the idea
+        # for background alone that may be the idea
+        raise broken("has a gradient of zero with respect to the logits")
 
 
 def _split(spec: str) -> tuple[str, str]:

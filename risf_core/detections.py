@@ -256,9 +256,8 @@ def _as_text(names: Sequence[str]) -> np.ndarray:
 
 def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}.tmp"
-    )  # the same folder, so that replacing is atomic
+    # the same folder, so that replacing is atomic
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)

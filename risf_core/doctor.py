@@ -24,9 +24,10 @@ from urllib.parse import unquote, urlparse
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
+TIMED_OUT = 124  # exit code, as coreutils' timeout has it
 OPTIONAL_PACKAGES = {
-    "detectron2": "second detector back end: conda-forge, see environment.yml",
-    "faster-coco-eval": "faster COCO evaluation: pip install faster-coco-eval",
+    "detectron2": "only for a second detector back end: conda-forge, see environment.yml",
+    "faster-coco-eval": "only for faster COCO evaluation: .venv/bin/python -m pip install faster-coco-eval",
 }
 # Run by the probe process. Prints one JSON line; the timing is a convolution on one thread, best of 5.
 TORCH_PROBE = """
@@ -56,7 +57,8 @@ class Check:
 
     Attributes:
         name: What was checked.
-        status: "ok", "warning" (works, but not as tested or as fast) or "problem" (runs would fail).
+        status: "ok", "absent" (not there, and only needed for what its fix says), "warning" (works, but not as
+            tested or as fast) or "problem" (runs would fail).
         found: What is there.
         fix: The line that mends or adds it; empty where nothing needs doing.
     """
@@ -67,9 +69,14 @@ class Check:
     fix: str = ""
 
 
-def ok(name: str, found: str, fix: str = "") -> Check:
-    """A check that found nothing wrong (`fix` says what could be added)."""
-    return Check(name, "ok", found, fix)
+def ok(name: str, found: str) -> Check:
+    """A check that found nothing wrong."""
+    return Check(name, "ok", found)
+
+
+def absent(name: str, found: str, fix: str) -> Check:
+    """Something that is not there and that most runs do not need."""
+    return Check(name, "absent", found, fix)
 
 
 def warning(name: str, found: str, fix: str) -> Check:
@@ -169,17 +176,23 @@ def check_packages(root: Path) -> list[Check]:
 
 
 def run_quietly(command: list[str], timeout: float = 120.0) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command; -1 and the reason if it cannot run or takes too long."""
+    """Exit code, stdout and stderr of a command; -1 or TIMED_OUT and the reason if it cannot run or takes too long."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except OSError as error:
         return -1, "", str(error)
+    except subprocess.TimeoutExpired:
+        return TIMED_OUT, "", f"no answer within {timeout:.0f} s"
     return answer.returncode, answer.stdout, answer.stderr
 
 
 def check_torch() -> list[Check]:
     """Whether torch and torchvision work together, on which device, and how fast bf16 is on the CPU."""
     code, output, errors = run_quietly([sys.executable, "-c", TORCH_PROBE])
+    if code == TIMED_OUT:
+        return [
+            warning("torch", f"{errors}; is the machine busy?", "make doctor once more, with less running")
+        ]
     if code:
         reason = (errors.strip().splitlines() or [f"the process ended with code {code}"])[-1]
         fix = "make clean-venv && make setup  (for another build see README: a torch of your own)"
@@ -305,23 +318,19 @@ def read_params(root: Path) -> Iterator[tuple[Path, dict]]:
 def check_data_folders(root: Path) -> list[Check]:
     """Files of real data that the parameter files name; the pictogram world makes its own."""
     checks = [ok("data: pictograms", "made on the fly in data/, nothing to download")]
-    seen = set()
     for path, content in read_params(root):
         data = content.get("data")
         if not isinstance(data, dict) or data.get("source", "pictograms") == "pictograms":
             continue
-        folders = ("voc2007", "voc2012", "splits")
-        for key in ("annotations", "images", "test_annotations", "test_images", *folders):
-            place = root / Path(str(data.get(key) or root)).expanduser()
-            if place in seen or place == root:
-                continue
-            seen.add(place)
-            name = f"data: {path.parent.name}"
-            if place.exists():
-                checks.append(ok(name, str(place)))
-            else:
-                fix = f"put the data there, or edit `data:` in {path}"
-                checks.append(warning(name, f"{place} is not there", fix))
+        keys = ("annotations", "images", "test_annotations", "test_images", "voc2007", "voc2012", "splits")
+        places = dict.fromkeys(str(data[key]) for key in keys if data.get(key))
+        missing = [place for place in places if not (root / Path(place).expanduser()).exists()]
+        name, profile, file = f"data: {path.parent.name}", path.parent.name, path.relative_to(root)
+        if missing:
+            fix = f"only for the profile {profile}: put the data there, or edit `data:` in {file}"
+            checks.append(absent(name, f"not there: {', '.join(missing)}", fix))
+        else:
+            checks.append(ok(name, ", ".join(places)))
     return checks
 
 
@@ -382,7 +391,7 @@ def check_optional_packages() -> list[Check]:
         try:
             checks.append(ok(f"optional: {name}", importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            checks.append(ok(f"optional: {name}", "not installed", purpose))
+            checks.append(absent(f"optional: {name}", "not installed", purpose))
     return checks
 
 
@@ -394,8 +403,10 @@ def format_table(checks: list[Check]) -> str:
         lines.append(f"{item.status:<8} {item.name:<{width}}  {item.found}")
         if item.fix:
             lines.append(f"{'':<8} {'':<{width}}  -> {item.fix}")
-    counts = [sum(item.status == status for item in checks) for status in ("ok", "warning", "problem")]
-    return "\n".join([*lines, "", "{} ok, {} warnings, {} problems".format(*counts)])
+    names = {"ok": "ok", "absent": "absent (not needed)", "warning": "warning(s)", "problem": "problem(s)"}
+    counts = {name: sum(item.status == status for item in checks) for status, name in names.items()}
+    verdict = "mend the problems first" if counts["problem(s)"] else "ready for make reproduce"
+    return "\n".join([*lines, "", f"{', '.join(f'{n} {name}' for name, n in counts.items())}: {verdict}"])
 
 
 def main() -> int:

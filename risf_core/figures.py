@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
+    arms_note,
     groups,
     legend_below,
     look_of,
@@ -53,21 +54,21 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
             look = look_of("loss", loss, losses) | {"linestyle": "-" if rescoring == "cm_clip" else ":"}
             look["markerfacecolor"] = look["color"] if rescoring == "cm_clip" else "white"
             label = f"{loss}{' + CM-CLIP' if rescoring == 'cm_clip' else ''}"
-            nudge = 0.24 * (
-                number / max(1, len(lines) - 1) - 0.5
-            )  # bars beside each other, not on each other
+            # bars beside each other, not on each other
+            nudge = 0.24 * (number / max(1, len(lines) - 1) - 0.5)
             where = [all_shots.index(shots) + nudge for shots in line["shots"]]
             ax.errorbar(
                 where, line["mean"], line["half_width"], capsize=2, elinewidth=0.9, label=label, **look
             )
         ax.set(title=panel_title(cells, split, arm), xlabel="K, boxes of each novel class")
         ax.set_xticks(range(len(all_shots)), all_shots)
+        ax.set_xlim(-0.4, len(all_shots) - 0.6)
     axes[0, 0].set_ylabel(f"{metric} (%)")
-    legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0], columns=4 if len(losses) <= 2 else len(losses))
     caption = (
         f"{metric} over the number of shots K, setting {setting}, for each loss without (dotted, open) and with "
-        f"CM-CLIP (solid, filled; c = 0.7, novel + background). {SEEDS_NOTE} {seed_counts(cells)} Points are moved "
-        "sideways."
+        f"CM-CLIP (solid, filled; c = 0.7, novel + background).{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
+        "Points are moved sideways."
     )
     return Drawing(figure, caption)
 
@@ -108,8 +109,9 @@ def paired_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting:
     _label_forest(axes[0, 0], heights, names)
     caption = (
         f"Paired differences of {metric} in points, setting {setting}, both sides sharing K, few-shot seed and arm. "
-        f"{SEEDS_NOTE} At the right: seeds with a difference above 0, of n. 'all': averaged over K within a seed, "
+        f"{SEEDS_NOTE} At the right: seeds with a difference above 0, of n. 'all K': averaged over K within a seed, "
         "over the seeds that have every K. Colour and marker name the loss; open markers: without re-scoring."
+        f"{arms_note(cells)}"
     )
     return Drawing(figure, caption)
 
@@ -145,7 +147,7 @@ def interaction_figure(
     if cells.empty:
         return nothing_yet(f"a complete 2 x 2 of 20_fine_tuning in setting {setting}")
     places, all_shots = groups(cells, ["split", "arm"]), ordered("shots", cells["shots"])
-    figure, axes = panels(len(places), len(all_shots), width=1.75, height=2.3, sharey="row", sharex=True)
+    figure, axes = panels(len(places), len(all_shots), width=1.75, height=2.3, sharey=True, sharex=True)
     for row_axes, ((split, arm), own) in zip(axes, places, strict=True):
         for ax, shots in zip(row_axes, all_shots, strict=True):
             _draw_two_by_two(ax, own[own["shots"] == shots], shots)
@@ -154,16 +156,17 @@ def interaction_figure(
     caption = (
         f"{metric} without and with CM-CLIP for ce and bnrl, setting {setting}, over the seeds that have all four. "
         "Parallel lines: the two gains add up. The number is the interaction, (bnrl with − without CM-CLIP) − (ce "
-        f"with − without), paired per seed, with its interval. {SEEDS_NOTE} {seed_counts(cells)}"
+        f"with − without), paired per seed, with its interval.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)}"
     )
     return Drawing(figure, caption)
 
 
 def _draw_two_by_two(ax: Axes, cell: pd.DataFrame, shots: int) -> None:
-    ax.set(title=f"K={shots}", xlim=(-0.4, 1.4))
+    ax.set_title(f"K={shots}", fontsize=8)
+    ax.set_xlim(-0.4, 1.4)
     ax.set_xticks([0, 1], ["without", "CM-CLIP"])
     if cell.empty:
-        ax.text(0.5, 0.5, "no run", ha="center", transform=ax.transAxes, color="#555555")
+        ax.text(0.5, 0.5, "not run", ha="center", transform=ax.transAxes, color="#555555")
         return
     row = cell.iloc[0]
     for loss, nudge in (("ce", -0.05), ("bnrl", 0.05)):

@@ -271,9 +271,8 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
             results |= rescored(found, similarities, context.benchmark, params.cm_clip)
         above = len(found.above(params.cm_clip.score_thresh)) / len(context.test)
         for rescoring, detections in results.items():
-            if not run.rows.done(
-                **key, rescoring=rescoring
-            ):  # a kill may have come between the rows of a cell
+            # a kill may have come between the rows of a cell
+            if not run.rows.done(**key, rescoring=rescoring):
                 values = {"above_thresh": above, "final_loss": curve[-1]["loss"]}
                 run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
     return run.rows.as_list()

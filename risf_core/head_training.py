@@ -157,9 +157,8 @@ def label_regions(cache: RegionFeatures, data: DetectionData) -> dict[tuple[int,
             rows = slice(ends[m] - cache.counts[m], ends[m])
             gt_rows = slice(gt_ends[m] - cache.gt_counts[m], gt_ends[m])
             wanted = _as_seen(boxes, image, flip, cache.sizes[m])
-            distance = np.abs(wanted[:, None] - cache.gt_boxes[gt_rows][None]).max(
-                axis=2, initial=0.0
-            )  # [N, G]
+            # [N, G]
+            distance = np.abs(wanted[:, None] - cache.gt_boxes[gt_rows][None]).max(axis=2, initial=0.0)
             found = distance.argmin(axis=1) if distance.shape[1] else np.zeros(len(wanted), dtype=int)
             if len(wanted) and (not distance.shape[1] or distance[np.arange(len(found)), found].max() > 1e-2):
                 raise CheckpointError(f"region features of image {image.image_id} lack an annotated box")

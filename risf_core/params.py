@@ -24,7 +24,7 @@ from risf_core.data_params import (
 from risf_core.data_params import VocData as VocData
 from risf_core.data_params import XmlData as XmlData
 from risf_core.errors import ParamsError
-from risf_core.runs.notebook_cells import names_in_parameters_cell
+from risf_core.runs.notebook_cells import names_in_force, names_in_parameters_cell
 from risf_core.runs.yaml_files import explain, nearest, project_path
 
 LOSSES = ("bnrl", "ce", "ce_bg")
@@ -166,7 +166,8 @@ class NotebookParams(Strictly):
                 known = nearest(name, cls.model_fields)
                 raise ParamsError(f"{cls.notebook}: unknown parameter {name!r} (nearest: {known!r}).")
         try:
-            return cls.model_validate({key: namespace[key] for key in cls.model_fields if key in namespace})
+            known = names_in_force(namespace) & namespace.keys()
+            return cls.model_validate({key: namespace[key] for key in cls.model_fields if key in known})
         except ValidationError as error:
             raise ParamsError(f"{cls.notebook}: {explain(error, cls)}") from None
 

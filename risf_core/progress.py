@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,8 @@ def log_line(text: str) -> None:
 
 class Progress(Generic[T]):
     """An iterable that shows how far it is; see :func:`progress`."""
+
+    num_open = 0  # bars on the screen; one opened inside another goes when it is full
 
     def __init__(self, items: Iterable[T], *, total: int | None, desc: str, unit: str, every: float) -> None:
         self.items, self.desc, self.unit = items, desc, unit
@@ -69,16 +71,23 @@ class Progress(Generic[T]):
             if bar is None:
                 log_line(f"{self.line(time.monotonic() - start)}, done in {time.monotonic() - start:.0f} s")
 
-    def _open_bar(self) -> AbstractContextManager:
+    @contextmanager
+    def _open_bar(self) -> Iterator[Any]:
         """A tqdm bar (a widget in a live notebook), or None where nobody watches."""
         in_notebook = "ipykernel" in sys.modules
         if os.environ.get("RISF_LOG") or not (in_notebook or sys.stderr.isatty()):
-            return nullcontext()
+            yield None
+            return
         if in_notebook:
             from tqdm.notebook import tqdm
         else:
             from tqdm import tqdm
-        return tqdm(total=self.total, desc=self.desc, unit=self.unit)
+        with tqdm(total=self.total, desc=self.desc, unit=self.unit, leave=Progress.num_open == 0) as bar:
+            Progress.num_open += 1
+            try:
+                yield bar
+            finally:
+                Progress.num_open -= 1
 
 
 def progress(

@@ -4,6 +4,7 @@ A run started by the launcher writes under ``results/<profile>/``; one made by h
 nothing counts as finished. Everything in a record repeats exactly but for its ``environment``.
 """
 
+import html
 import json
 import logging
 import os
@@ -49,13 +50,22 @@ class Upstream:
 
 
 class Record(dict):
-    """A record; in a notebook it shows its metrics and not its many rows."""
+    """A record; a notebook shows where it lies and its single metrics, not its curves, classes and rows."""
 
     path: Path
 
+    def __repr__(self) -> str:
+        short = {name: _in_short(value) for name, value in self["metrics"].items()}
+        return f"record {shown(self.path)}, {len(self['rows'])} rows, metrics {json.dumps(short, indent=1)}"
+
     def _repr_html_(self) -> str:
-        metrics = json.dumps(self["metrics"], indent=1)
-        return f"<p>Record <code>{shown(self.path)}</code>, {len(self['rows'])} rows</p><pre>{metrics}</pre>"
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def _in_short(value: Any) -> Any:
+    """A number or text as it is; of a long list or mapping how much it holds."""
+    is_long = isinstance(value, list | dict) and len(value) > 4
+    return f"{len(value)} entries, in the file" if is_long else value
 
 
 class Rows:

@@ -186,9 +186,8 @@ class _Step:
 
     def __call__(self, iteration: int, indices: Sequence[int]) -> Tensor:
         indices = np.sort(indices)
-        photos = (
-            torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2).float()
-        )  # [B, H, W, 3] -> [B, 3, H, W]
+        # [B, H, W, 3] -> [B, 3, H, W]
+        photos = torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2).float()
         if iteration >= self.low_res_from:
             photos = low_res_views(photos, size=self.size, generator=self.generator)
         elif photos.shape[-2:] != (self.size, self.size):

@@ -46,9 +46,8 @@ def test_hand_worked_foreground_roi():
         background_weight=0.5,
     )
     positive = 0.2 * 0.3**2 * -math.log(0.7)
-    negative = 0.8 * (
-        0.2 * -math.log(0.8) + 0.5 * 0.1 * -math.log(0.9)
-    )  # the background is a negative of weight 0.5
+    # the background is a negative of weight 0.5
+    negative = 0.8 * (0.2 * -math.log(0.8) + 0.5 * 0.1 * -math.log(0.9))
     assert loss.item() == pytest.approx(positive + negative, rel=1e-12)
 
 
@@ -56,9 +55,8 @@ def test_hand_worked_background_roi():
     loss = bnrl_loss(
         logits_of([0.7, 0.2, 0.1]), torch.tensor([2]), alpha=0.3, beta=0.4, epsilon=2.0, gamma=1.0
     )
-    positive = (
-        0.3 * 0.2 * 0.9 * -math.log(0.1)
-    )  # here the background's default weight of 0.2 sits on the positive
+    # here the background's default weight of 0.2 sits on the positive
+    positive = 0.3 * 0.2 * 0.9 * -math.log(0.1)
     negative = 0.4 * (0.7**2 * -math.log(0.3) + 0.2**2 * -math.log(0.8))
     assert loss.item() == pytest.approx(positive + negative, rel=1e-12)
 
@@ -191,9 +189,8 @@ def check_against_published(name, case):
 
     loss32, gradient32 = run(case["logits"], case["labels"], torch.float32, **hyper)
     assert loss32 == pytest.approx(loss, rel=1e-6)
-    assert (
-        np.abs(gradient32 - gradient).max() <= 5e-5 * np.abs(gradient).max()
-    )  # logits of 200 keep 5 digits in float32
+    # logits of 200 keep 5 digits in float32
+    assert np.abs(gradient32 - gradient).max() <= 5e-5 * np.abs(gradient).max()
 
     rows = slice(0, 16)  # high precision is slow, and the rows are independent
     loss, gradient = run(case["logits"][rows], case["labels"][rows], torch.float64, **hyper)
@@ -201,9 +198,8 @@ def check_against_published(name, case):
         case["logits"][rows], case["labels"][rows], case["weight"], *case["hyper"]
     )
     assert loss == pytest.approx(exact, rel=1e-13)
-    np.testing.assert_allclose(
-        gradient, exact_gradient, rtol=1e-10, atol=0
-    )  # each entry, not just the largest
+    # each entry, not just the largest
+    np.testing.assert_allclose(gradient, exact_gradient, rtol=1e-10, atol=0)
 
     if len(set(case["weight"][:-1].tolist())) == 1:
         labels = torch.from_numpy(case["labels"]).long()
@@ -342,9 +338,8 @@ def test_losses_by_name():
     assert torch.equal(get_loss("bnrl", **hyper)(logits, labels), bnrl_loss(logits, labels, **hyper))
     torch.testing.assert_close(get_loss("ce", **hyper)(logits, labels), F.cross_entropy(logits, labels))
     weight = torch.tensor([1.0, 1, 1, 1, 1, 0.7], dtype=torch.float64)
-    expected = F.cross_entropy(logits, labels, weight=weight, reduction="sum") / len(
-        labels
-    )  # by N, not by the weights
+    # by N, not by the weights
+    expected = F.cross_entropy(logits, labels, weight=weight, reduction="sum") / len(labels)
     torch.testing.assert_close(get_loss("ce_bg", **hyper)(logits, labels), expected)
 
 

@@ -36,9 +36,8 @@ def test_every_crop_right_and_a_wrong_one(tmp_path):
     right = crop_accuracy(CLIP, data_of(tmp_path, [1, 0, 1]), ["red", "green"])
     assert right["accuracy"] == 100.0 and right["num_crops"] == 3
     assert right["confusion"] == [[2, 0], [0, 1]]  # in the order of the names: red, green
-    wrong = crop_accuracy(
-        CLIP, data_of(tmp_path, [1, 0, 0]), ["red", "green"]
-    )  # a red box that is called green
+    # a red box that is called green
+    wrong = crop_accuracy(CLIP, data_of(tmp_path, [1, 0, 0]), ["red", "green"])
     assert wrong["accuracy"] == pytest.approx(200 / 3) and wrong["confusion"] == [[1, 0], [1, 1]]
     assert wrong["per_class"] == {"red": 100.0, "green": 50.0}
 

@@ -90,9 +90,8 @@ def test_released_crops_are_bgr_without_mean_and_std():
 def test_bicubic_crops_equal_the_transform_of_open_clip(tiny):
     image = noise(0)
     page = Image.fromarray(image.permute(1, 2, 0).numpy())
-    _, _, transform = open_clip.create_model_and_transforms(
-        "risf-tiny-resnet"
-    )  # its rule: shortest, centre crop
+    # its rule: shortest, centre crop
+    _, _, transform = open_clip.create_model_and_transforms("risf-tiny-resnet")
     whole = torch.tensor([[0.0, 0.0, 50.0, 40.0]])
     clip = CMCLIP(tiny.model, tiny.tokenizer, NAMES, resize="bicubic", crop="shortest")
     assert torch.equal(clip.crops(image, whole)[0], transform(page))
@@ -309,9 +308,8 @@ def test_only_the_named_classes_above_the_threshold_change():
     options = {"label_space": ("red", "green", "background"), "c": 0.5}
     changed = apply_cm_clip(detections, similarities, rescored_classes=["green"], **options)
     assert changed.scores[changed.labels == 0] == pytest.approx([0.9, 0.04])
-    assert changed.scores[changed.labels == 1] == pytest.approx(
-        [0.75], abs=1e-6
-    )  # its probability is 1 - 1e-13
+    # its probability is 1 - 1e-13
+    assert changed.scores[changed.labels == 1] == pytest.approx([0.75], abs=1e-6)
     changed = apply_cm_clip(detections, similarities, score_thresh=0.6, **options)
     assert changed.scores[changed.labels == 1] == pytest.approx([0.5])
 

@@ -66,6 +66,14 @@ def test_broken_torch_is_reported_even_when_it_kills_its_process(monkeypatch, pr
     assert found.status == "problem" and reason in found.found and "README" in found.fix
 
 
+def test_a_machine_too_busy_to_answer_is_not_called_broken(monkeypatch):
+    answer = doctor.run_quietly([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.2)
+    assert answer == (doctor.TIMED_OUT, "", "no answer within 0 s")
+    monkeypatch.setattr(doctor, "run_quietly", lambda command: answer)
+    (found,) = doctor.check_torch()
+    assert found.status == "warning" and "clean-venv" not in found.fix
+
+
 def test_device_says_why_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(doctor, "nvidia_driver", lambda: "535.1")
     assert doctor.check_device(GPU).found == "H200; CUDA 13.2, driver 535.1"
@@ -113,9 +121,11 @@ def test_data_folders_that_params_name(tmp_path):
     file = tmp_path / "params" / "photos" / "shared.yaml"
     file.write_text("data: {source: coco, annotations: gone.json, images: images}\n")
     (tmp_path / "params" / "photos" / "broken.yaml").write_text("a: [\n")
-    pictograms, annotations, images = doctor.check_data_folders(tmp_path)
-    assert (pictograms.status, annotations.status, images.status) == ("ok", "warning", "ok")
-    assert "gone.json" in annotations.found and str(file) in annotations.fix
+    pictograms, photos = doctor.check_data_folders(tmp_path)
+    assert (pictograms.status, photos.status) == ("ok", "absent")
+    assert photos.found == "not there: gone.json" and "params/photos/shared.yaml" in photos.fix
+    (tmp_path / "gone.json").touch()
+    assert doctor.check_data_folders(tmp_path)[1] == doctor.ok("data: photos", "gone.json, images")
 
 
 def test_notebook_with_outputs_or_torn_is_named(tmp_path):
@@ -139,13 +149,18 @@ def test_weights_cache_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_exit_code_is_one_on_problems_alone(monkeypatch, capsys):
-    for checks, code in (
-        ([doctor.ok("a", "b"), doctor.warning("c", "d", "mend c")], 0),
-        ([doctor.problem("a", "b", "mend a")], 1),
+    for checks, code, verdict in (
+        ([doctor.absent("a", "b", "c"), doctor.warning("c", "d", "mend c")], 0, "ready for make reproduce"),
+        (
+            [doctor.ok("a", "b"), doctor.problem("a", "b", "mend a")],
+            1,
+            "1 problem(s): mend the problems first",
+        ),
     ):
         monkeypatch.setattr(doctor, "check", lambda checks=checks: checks)
         assert doctor.main() == code
-        assert all(item.fix in capsys.readouterr().out for item in checks[-1:])
+        printed = capsys.readouterr().out
+        assert f"-> {checks[-1].fix}" in printed and printed.endswith(f"{verdict}\n")
 
 
 def test_doctor_works_where_nothing_is_installed():

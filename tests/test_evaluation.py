@@ -100,10 +100,11 @@ def test_no_detections_are_zero_and_no_ground_truth_is_none():
     assert empty["per_class"]["anchor"] == {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
     assert empty["per_class"]["star"] == {"AP": None, "AP50": None, "AP75": None}
     wrong = evaluate(detections_of((1, BOX, 0, 0.5), (2, BOX, 1, 0.9)), data, groups=GROUPS)
+    # detections alone do not make a class count
     assert (wrong["AP"], wrong["nAP"]) == (
         pytest.approx(100.0),
         None,
-    )  # detections alone do not make a class count
+    )
     assert evaluate(detections_of(), data_of())["AP"] is None
 
 

@@ -58,6 +58,20 @@ def test_heat_map_frames_the_papers_cell():
     axes = beta_omega_figure([ablation_bnrl_record(seeds=2)]).figure.axes
     frames = [patch for ax in axes for patch in ax.patches if not patch.get_fill()]
     assert len(frames) == 4  # two sweeps, two arms
+    (column, row), ax = (int(place) for place in frames[0].get_xy()), axes[0]
+    assert ax.get_xticklabels()[column].get_text() == "0.2" and ax.get_yticklabels()[row].get_text() == "0.8"
+    assert not ax.yaxis_inverted()  # beta grows upwards
+
+
+def test_heat_map_writes_mean_and_interval_into_the_cell_of_its_values():
+    record = ablation_bnrl_record(seeds=2)
+    for row in record["rows"]:
+        if row["background_weight"] == 0.05 and row["beta"] == 0.5:
+            row["nAP50"] = 7.0
+    ax = beta_omega_figure([record]).figure.axes[0]
+    columns, rows = ([label.get_text() for label in axis.get_ticklabels()] for axis in (ax.xaxis, ax.yaxis))
+    texts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert texts[columns.index("0.05") + 0.5, rows.index("0.5") + 0.5] == "7.0\n± 0.0"
 
 
 def test_without_records_every_figure_says_so(tmp_path):
@@ -91,16 +105,33 @@ def test_palette_has_no_colour_twice():
 
 
 def test_training_curve_draws_the_sum_and_its_parts():
-    curve = [{"iteration": 10 * step, "loss": 3.0 / step, "loss_cls": 2.0 / step} for step in range(1, 5)]
+    curve = [
+        {"iteration": 10 * step, "loss": 3.0 / step, "loss_cls": 2.0 / step, "loss_box": 1.0 / step}
+        for step in range(1, 5)
+    ]
     (ax,) = training_figure({"base training": curve}).figure.axes
-    assert [line.get_label() for line in ax.lines] == ["sum", "loss_cls"]
+    assert [line.get_label() for line in ax.lines] == ["sum", "loss_cls", "loss_box"]
     assert ax.lines[0].get_ydata().tolist() == [3.0, 1.5, 1.0, 0.75]
+
+
+def test_a_single_part_of_a_loss_is_not_drawn_over_its_sum():
+    curve = [{"iteration": step, "loss": 1.0, "loss_cls": 1.0} for step in range(1, 5)]
+    (ax,) = training_figure({"pretraining": curve}).figure.axes
+    assert [line.get_label() for line in ax.lines] == ["loss"] and ax.get_legend() is None
+
+
+def test_captions_say_what_the_arms_are(records):
+    assert "missing, others stand in them" in main_figure(records).caption
+    kshot = fine_tuning_record([fine_tuning_row(seed=seed) for seed in range(2)])
+    assert "Arms" not in main_figure([kshot]).caption  # of real photographs nobody knows
 
 
 def test_confusion_matrix_is_percent_of_the_true_class_and_survives_an_empty_one():
     drawing = confusion_figure([[3, 1], [0, 0]], ["cat", "queen"], title="tiny")
-    shown = drawing.figure.axes[0].images[0].get_array()
-    np.testing.assert_allclose(shown, [[75, 25], [0, 0]])
+    matrix = drawing.figure.axes[0]
+    np.testing.assert_allclose(matrix.collections[0].get_array().reshape(2, 2), [[75, 25], [0, 0]])
+    assert [text.get_text() for text in matrix.texts] == ["75", "25", "", ""]
+    assert matrix.yaxis_inverted()  # the first class on top
     assert "75.0 % of the 4 crops" in drawing.caption
 
 

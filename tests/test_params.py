@@ -206,6 +206,16 @@ def test_only_the_last_parameters_cell_counts_in_jupyter():
     assert TinyClipParams.from_notebook(namespace).lr == 0.1
 
 
+def test_what_was_deleted_from_the_parameters_cell_is_no_longer_in_force():
+    """The kernel still has the name; a cell below the parameters cell may replace a value."""
+    namespace = {"profile": "mini", "lr": 0.1, "iterations": 7, "batch_size": 8, "json": json, "In": [""]}
+    namespace["In"] += ["profile = 'mini'\nlr = 0.1\nbatch_size = 64", "params = ...", "profile = 'mini'"]
+    namespace["In"] += ["%pip list\nbatch_size = 4 * 2", "for iterations in range(8): pass", "if not a cell"]
+    params = TinyClipParams.from_notebook(namespace)
+    assert (params.batch_size, params.iterations) == (8, 7)
+    assert params.lr == TinyClipParams.model_fields["lr"].default
+
+
 # --- files, grids, references -------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,20 @@ def test_images_are_the_largest_rises_then_the_largest_falls():
     assert most_changed_images(before, after, num_up=1, num_down=2) == [1, 2, 3]
     assert most_changed_images(before, after, num_up=3, num_down=0) == [1, 0]  # only two rise
     assert most_changed_images(before, before) == []
+    assert most_changed_images(before, after, score_thresh=0.55) == [1, 0]  # the falls start below it
+
+
+def test_without_a_change_to_show_the_figure_says_so(tmp_path):
+    before = make_detections([0.5, 0.2])
+    drawing = before_after_figure(before, before.with_scores(np.array([0.5, 0.25])), make_data(tmp_path, 2))
+    assert drawing.caption == "Re-scoring changed no detection with a score above 0.3."
+
+
+def test_a_name_near_the_right_edge_stays_inside_the_picture(tmp_path):
+    (ax,) = image_grid(scenes(make_data(tmp_path), count=1), "One scene.").figure.axes
+    cat, queen = ax.texts
+    assert (cat.get_ha(), cat.get_position()[0]) == ("left", 5)
+    assert (queen.get_ha(), queen.get_position()[0]) == ("right", 50)
 
 
 def test_before_stands_over_after_and_right_boxes_are_told_from_wrong(tmp_path):

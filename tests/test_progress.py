@@ -1,6 +1,7 @@
 """Progress: a line at the start, sparse lines between, one at the end; a bar only where someone watches."""
 
 import logging
+import re
 
 from risf_core.progress import progress
 
@@ -50,6 +51,18 @@ def test_without_a_terminal_lines_go_to_logging(monkeypatch, caplog):
         "quiet: 0/2 image",
         "quiet: 2/2 image",
     ]
+
+
+def test_a_bar_inside_another_goes_when_it_is_full(monkeypatch, capsys):
+    monkeypatch.delenv("RISF_LOG", raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
+    for seed in progress(range(2), desc="seeds"):
+        assert list(progress(range(3), desc=f"training {seed}")) == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "training 1:" in shown
+    # blanks over the line below, then the outer bar alone
+    assert re.search(r"\n\r +\x1b\[A\rseeds: 100%", shown)
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

@@ -107,6 +107,14 @@ def test_a_launched_run_writes_its_record(project, monkeypatch):
     assert not list(state.record_path(PARAMS).parent.glob(".*"))
 
 
+def test_a_notebook_shows_a_records_single_metrics_and_not_its_curve(project):
+    curve = [{"iteration": step, "loss": 1.0} for step in range(60)]
+    record = start_run(PARAMS).finish(metrics={"bAP50": 84.0, "curve": curve, "note": "a < b"})
+    assert "record.json, 0 rows" in repr(record) and '"bAP50": 84.0' in repr(record)
+    assert '"curve": "60 entries, in the file"' in repr(record)
+    assert "a &lt; b" in record._repr_html_()
+
+
 def test_seeds_are_set(project):
     start_run(PARAMS)
     drawn = random.random(), np.random.rand()

@@ -5,6 +5,7 @@ The notebooks are made up and import no torch: those whose model asks for it get
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,9 +17,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
 from risf_core import run
-from risf_core.runs import launcher, state
+from risf_core.errors import RisfError
+from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
+from risf_core.runs import launcher, state, worker
 from risf_core.runs.launcher import build_graph, estimate_seconds, to_do
 from risf_core.runs.run_specs import load_list, load_run
 from tests.notebook_files import write_notebook
@@ -233,9 +235,8 @@ def test_failures_are_kept_and_the_others_finish(project, worked_off):
     for params in (BASE, TUNED, RESULTS):
         assert state.finished_record(params) is not None
         assert f"done    {state.run_id(params)}" in out
-    assert out.splitlines()[-1].startswith(
-        f"done    {state.run_id(RESULTS)}"
-    )  # whatever failed, results come last
+    # whatever failed, results come last
+    assert out.splitlines()[-1].startswith(f"done    {state.run_id(RESULTS)}")
 
 
 def test_records_tell_what_was_run(project, worked_off):
@@ -304,9 +305,59 @@ def test_two_launchers_at_once_repeat_a_run_once_and_exactly(project, worked_off
     assert after == before
     log = (project / "results" / "smoke" / "runs" / f"{state.run_id(BASE)}.log").read_text()
     assert "waiting for another launcher" in log
-    assert (
-        state.finished_record(TUNED) is not None
-    )  # the same state: nothing that builds on it is out of date
+    # the same state: nothing that builds on it is out of date
+    assert state.finished_record(TUNED) is not None
+
+
+def test_a_terminal_shows_the_last_line_of_each_running_run(project, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    graph = build_graph(load_list("params/smoke/all.yaml"))
+    at_work = launcher.Launcher(graph, workers=2)
+    for name in ("first", "second"):
+        log = tmp_path / f"{name}.log"
+        log.write_text(f"--- the command\n09:00:00 training {name}: 3/9 it, {'x' * 60}\n")
+        at_work.running[name] = SimpleNamespace(run_id=name, log=log)
+    at_work.last_line -= 60.0
+    at_work._show()
+    shown = capsys.readouterr().err
+    lines = [re.sub(r"\x1b\[\w", "", line).strip() for line in re.split(r"[\r\n]", shown)]
+    assert any(line.startswith(f"0%              0/{len(graph)} runs") for line in lines)
+    for name in ("first", "second"):
+        assert [line for line in lines if line.startswith(f"{name}: training {name}: 3/9 it, x")]
+    assert max(map(len, lines)) < 60
+    for shown in (*at_work.lines, at_work.bar):
+        shown.close()
+
+
+def test_code_that_changes_while_it_runs_is_named_as_the_reason(project, monkeypatch):
+    params = BaseTrainingParams(**SMOKE, seed=16)
+    path = state.record_path(params)
+
+    def execute(params, notebook):  # what the notebook leaves when a module it uses was edited meanwhile
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"run_id": "a", "state_hash": "of the code before", "params": {}}))
+
+    monkeypatch.setattr(worker, "_execute", execute)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(RisfError, match="changed while the notebook ran"):
+        worker.work(params, project / "notebooks" / "10_base_training.ipynb", force=False)
+    path.unlink()  # reading the records would warn of it
+
+
+def test_each_kernel_talks_through_sockets_of_its_own(project, monkeypatch):
+    """Of two kernels that start at once over TCP, one may get the other's ports."""
+    places = []
+
+    def execute(*_, config, **__):
+        assert config.KernelManager.transport == "ipc"
+        places.append(Path(config.KernelManager.ip))
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for _ in range(2):
+        worker._execute(BASE, project / "notebooks" / "10_base_training.ipynb")
+    assert places[0] != places[1] and all(place.is_absolute() for place in places)
 
 
 def test_the_runs_stop_with_the_make_that_called_them(project, monkeypatch, tmp_path):

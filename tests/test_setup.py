@@ -25,6 +25,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CONDA_NAMES = {
     "torch": "pytorch",
     "matplotlib": "matplotlib-base",
+    "seaborn": "seaborn-base",
 }
 CONDA_ONLY = {"python", "pip", "setuptools", "detectron2"}
 
@@ -176,6 +177,7 @@ def test_every_dependency_is_used():
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    # of a make that runs the tests
     ours = (
         "MAKE",
         "MFLAGS",
@@ -184,7 +186,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         "PYTHON",
         "WORKERS",
         "SURE",
-    )  # of a make that runs the tests
+    )
     environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],

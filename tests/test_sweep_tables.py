@@ -70,8 +70,13 @@ def test_a_clip_with_random_weights_is_marked():
 def test_metrics_of_single_trainings_are_listed_with_their_notes():
     records = all_records(seeds=1)
     base, clips = base_training_table(records).display, tiny_clip_table(records).display
-    assert base["metric"].iloc[0] == "bAP50" and base["value"].iloc[0] == "84.9"
-    assert "2 of 20 classes share a glyph design with the test scenes" in set(clips["value"])
+    assert base.iloc[0].tolist() == ["bAP50", "84.9"]
+    assert list(base["metric"])[-1] == "per_class.sun.AP50"  # its AP75 stands in the CSV alone
+    resnet, vit = list(clips)[1:]
+    assert resnet.startswith("tiny_clip-resnet") and vit.startswith("tiny_clip-vit")
+    accuracy = clips.set_index("metric").loc["crop_accuracy.split1.novel"]
+    assert accuracy.tolist() == ["90.2", "80.1"]
+    assert "2 of 20 classes share a glyph design with the test scenes" in set(clips[vit])
 
 
 def test_cost_adds_cpu_seconds_and_takes_the_largest_memory():

@@ -78,7 +78,10 @@ def test_open_clip_loads_the_checkpoint(tower, tmp_path):
     ours = load_clip(tower, tmp_path / "clip.pt")
     photos, tokens = torch.randn(3, 3, 64, 64), tokenizer(["a photo of a cat", "cup"])
     for loaded in (again.eval().requires_grad_(False), ours.model):
-        assert torch.equal(loaded.encode_image(photos), model.encode_image(photos))
+        # ours keeps channels last, in which convolutions round differently
+        assert torch.allclose(loaded.encode_image(photos), model.encode_image(photos), atol=1e-5)
+        for name, weight in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], weight)
         assert torch.equal(loaded.encode_text(tokens), model.encode_text(tokens))
     assert not ours.info.is_random and ours.info.image_size == (64, 64)
     assert tokens.shape == (2, 16) and [path.name for path in tmp_path.iterdir()] == ["clip.pt"]
@@ -147,9 +150,8 @@ def test_low_res_views_lose_detail_but_keep_the_picture():
     ramp = views[:, 0, :, 2:-2]  # but for the clamped border
     assert (ramp.diff(dim=2) > 0).all() and (ramp >= 0).all() and (ramp <= 63).all()
     span = ramp[:, :, -1].mean(1) - ramp[:, :, 0].mean(1)
-    assert (
-        span.min() > 63 * 0.6 * 0.8 and len(span.unique()) == 8
-    )  # each view is its own cut, of at least 60 %
+    # each view is its own cut, of at least 60 %
+    assert span.min() > 63 * 0.6 * 0.8 and len(span.unique()) == 8
     assert views[:, 1].std(dim=(1, 2)).max() < 50.0  # the stripes' own is 50
     again = low_res_views(photos, size=48, generator=torch.Generator().manual_seed(0))
     assert torch.equal(views, again)
@@ -168,9 +170,8 @@ def test_wrong_input_is_named(tmp_path, monkeypatch):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="other.pt"):
         load_clip("risf-tiny-resnet", tmp_path / "other.pt")
-    torch.save(
-        {"run": Path}, tmp_path / "code.pt"
-    )  # anything but tensors and plain types is refused unexecuted
+    # anything but tensors and plain types is refused unexecuted
+    torch.save({"run": Path}, tmp_path / "code.pt")
     with pytest.raises(CheckpointError, match="code.pt"):
         load_clip("risf-tiny-resnet", tmp_path / "code.pt")
 

@@ -139,9 +139,8 @@ def check_categories(entries: list, problems: Problems) -> dict[int, str]:
         fault = _fault(entry, {"id": "id", "name": "text"})
         if fault:
             problems.add(f"category number {position}: {fault}")
-            if isinstance(entry, dict) and _is_id(
-                entry.get("id")
-            ):  # its annotations are not to be reported as well
+            # its annotations are not to be reported as well
+            if isinstance(entry, dict) and _is_id(entry.get("id")):
                 names.setdefault(entry["id"], "")
         elif entry["id"] in names:
             problems.add(f"category id {entry['id']} stands twice; expected each id once")
@@ -170,9 +169,8 @@ def check_images(entries: list, images_dir: Path, problems: Problems) -> list[Im
                 else f"image number {position}"
             )
             problems.add(f"{where}: {fault}")
-            if isinstance(entry, dict) and _is_id(
-                entry.get("id")
-            ):  # its annotations are not to be reported as well
+            # its annotations are not to be reported as well
+            if isinstance(entry, dict) and _is_id(entry.get("id")):
                 images.setdefault(entry["id"], ImageEntry(entry["id"], images_dir, 0, 0))
             continue
         image_id, file_name = entry["id"], entry["file_name"]

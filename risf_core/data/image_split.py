@@ -35,9 +35,8 @@ def split_images(
     labels = sorted(data.class_names.index(name) for name in class_names)
     has_class = _image_has_class(data, labels)  # [I, C]
     shares = np.array([1 - test_fraction, test_fraction])
-    lacking = shares[:, None] * has_class.sum(
-        axis=0
-    )  # [2, C] images of each class that each part still lacks
+    # [2, C] images of each class that each part still lacks
+    lacking = shares[:, None] * has_class.sum(axis=0)
     room = shares * len(data)  # [2]
     part = np.full(len(data), -1)
     for image in _rarest_first(has_class, rng):

@@ -57,9 +57,8 @@ def read_image(path: str | Path, *, size: tuple[int, int] | None = None) -> Tens
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I"
-    ):  # 16-bit grey; PIL's own conversion would clip everything above 255 to white
+    # 16-bit grey; PIL's own conversion would clip everything above 255 to white
+    if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"pixel values from {values.min()} to {values.max()}, expected 8 or 16 bits")

@@ -37,6 +37,7 @@ DRAW_VERSION = 2  # raise it whenever the same parameters give another image spl
 MAX_DECODED = (
     20_000  # images decoded once when sets are drawn; those of larger sets are checked as they are read
 )
+GENERIC_FOLDERS = {"train", "trainval", "images", "jpegimages"}
 PATHS = ("root", "images", "annotations", "test_images", "test_annotations")
 
 
@@ -218,7 +219,11 @@ def _open_drawn(data: CocoData | XmlData) -> Benchmark:
 
 
 def _stem(data: CocoData | XmlData) -> str:
-    return Path(data.annotations).stem if data.source == "coco" else Path(data.images).name
+    """A name for the data: that of the file, or of the deepest folder that does not just say what is in it."""
+    if data.source == "coco":
+        return Path(data.annotations).stem
+    folders = [part for part in Path(data.images).parts[1:] if part.lower() not in GENERIC_FOLDERS]
+    return folders[-1] if folders else Path(data.images).name
 
 
 def _read(path: Path) -> dict:

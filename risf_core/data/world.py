@@ -52,11 +52,12 @@ CAPTIONS = (
 def world_hash(data: PictogramData) -> str:
     """Eight hex digits over WORLD_VERSION and every parameter that changes what is written."""
     content = {"version": WORLD_VERSION, **data.model_dump(mode="json")}
+    # where it lies and which parts are used: the files stay the same
     for name in (
         "source",
         "root",
         "few_shot_splits",
-    ):  # where it lies and which parts are used: the files stay the same
+    ):
         content.pop(name)
     content["shots"] = sorted(set(content["shots"]))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

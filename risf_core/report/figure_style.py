@@ -41,6 +41,15 @@ STYLE = {
     "pdf.fonttype": 42,
 }  # fmt: skip
 SEEDS_NOTE = "Bars: 95 % Student-t intervals over few-shot seeds of one base model and one CLIP."
+ARM_NOTES = {
+    "kshot": "no other novel object stands in the K-shot images",
+    "missing": "others stand in them, and nobody annotated them",
+    "full": "others stand in them, all annotated (a control that is not K-shot)",
+}
+REAL_ARM_NOTES = {  # of photographs, where nobody chose what else they show
+    "kshot": "K boxes of each class, whatever else the images show is without a box",
+    "clean": "the same images with every instance of these classes annotated (a control that is not K-shot)",
+}
 
 
 @dataclass(frozen=True)
@@ -113,10 +122,15 @@ def panels(
 
 def nothing_yet(what: str) -> Drawing:
     """The figure of a part that no record fills yet: it replaces an older one."""
+    return message(f"No record of {what} yet.")
+
+
+def message(text: str) -> Drawing:
+    """A sentence in place of a figure that has nothing to show."""
     figure, axes = panels(1, 1, width=5.0, height=0.8)
     axes[0, 0].axis("off")
-    axes[0, 0].text(0.5, 0.5, f"no record of {what} yet", ha="center", va="center", color="#555555")
-    return Drawing(figure, f"No record of {what} yet.")
+    axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", color="#555555")
+    return Drawing(figure, text)
 
 
 def look_of(name: str, value: object, values: Sequence) -> dict:
@@ -151,6 +165,18 @@ def panel_title(cells: pd.DataFrame, split: int, arm: str) -> str:
     return f"{arm}, split {split}" if cells["split"].nunique() > 1 else arm
 
 
+def arms_note(cells: pd.DataFrame) -> str:
+    """What the arms are, for a caption, with a space before it; nothing where kshot stands alone (as on real data)."""
+    notes = REAL_ARM_NOTES if "clean" in set(cells["arm"]) else ARM_NOTES
+    arms = [arm for arm in notes if arm in set(cells["arm"])]
+    if arms in ([], ["kshot"]):
+        return ""
+    return f" Arms: {'; '.join(f'{arm}, {notes[arm]}' for arm in arms)}."
+
+
 def seed_counts(cells: pd.DataFrame) -> str:
+    """How many seeds stand behind each number, for a caption."""
     low, high = cells["n"].min(), cells["n"].max()
-    return f"n = {low} seeds each." if low == high else f"n = {low} to {high} seeds; the table has each n."
+    if low < high:
+        return f"n = {low} to {high} seeds; the table has each n."
+    return "n = 1 seed, which gives no interval." if high == 1 else f"n = {low} seeds each."

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError
-from risf_core.report.figure_style import Drawing, panels, styled
+from risf_core.report.figure_style import Drawing, arms_note, message, panels, styled
 
 # Every kind of box differs in colour and in line: colour and dashes.
 BOX_LOOKS = {
@@ -32,12 +33,6 @@ BOX_NAMES = {
     "unannotated": "there, but not annotated",
     "right": "detection, right (class and IoU ≥ 0.5)",
     "wrong": "detection, wrong",
-}
-ARM_WORDS = {
-    "kshot": "the annotated boxes of each class, all else without a box",
-    "missing": "further novel objects were drawn in, without a box",
-    "full": "the images of missing with all novel objects annotated, a control that is not K-shot",
-    "clean": "the same images with every instance of these classes annotated, a control that is not K-shot",
 }
 
 
@@ -122,7 +117,7 @@ def image_grid(pictures: Sequence[Picture], caption: str, *, columns: int = 4, w
 
 
 def draw_picture(ax: Axes, picture: Picture) -> None:
-    """An image with its boxes; a name stands in its box's upper left corner, kept inside the image."""
+    """An image with its boxes; a name stands on its box's upper edge, from the corner that is nearer to the middle."""
     height, width = picture.image.shape[:2]
     ax.imshow(picture.image, interpolation="nearest")
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
@@ -137,12 +132,9 @@ def draw_picture(ax: Axes, picture: Picture) -> None:
             ax.add_patch(box)
             if len(layer.names):
                 patch = {"facecolor": look["edgecolor"], "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
-                at = {
-                    "x": float(np.clip(x1, 0, 0.8 * width)),
-                    "y": float(np.clip(y1, 0.055 * height, height)),
-                }
-                text = layer.names[place]
-                ax.text(s=text, color="white", fontsize=6, va="bottom", bbox=patch, clip_on=True, **at)
+                side, x = ("left", max(x1, 0)) if x1 + x2 < width else ("right", min(x2, width - 1))
+                at = {"x": x, "y": max(y1, 0.055 * height), "ha": side, "va": "bottom"}
+                ax.text(s=layer.names[place], color="white", fontsize=6, bbox=patch, clip_on=True, **at)
 
 
 def _box_handles(kinds: set[str]) -> list[Line2D]:
@@ -193,8 +185,10 @@ def few_shot_figure(arms: Mapping[str, DetectionData], *, shots: int, seed: int,
             f"{arm}: {len(data)} images, {sum(data.counts().values())} boxes", fontsize=9, loc="left"
         )
     figure.legend(handles=_box_handles(kinds), loc="outside lower center", ncols=2)
-    words = "; ".join(f"{arm}: {ARM_WORDS[arm]}" for arm in arms)
-    caption = f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm. {words}."
+    caption = (
+        f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm, with the boxes that are "
+        f"annotated.{arms_note(pd.DataFrame({'arm': list(arms)}))}"
+    )
     return Drawing(figure, caption)
 
 
@@ -220,13 +214,14 @@ def score_changes(before: Detections, after: Detections) -> np.ndarray:
 
 
 def most_changed_images(
-    before: Detections, after: Detections, *, num_up: int = 3, num_down: int = 3
+    before: Detections, after: Detections, *, num_up: int = 3, num_down: int = 3, score_thresh: float = 0.0
 ) -> list[int]:
     """Ids of the images with the largest rise of a score, then of those with the largest fall; ties by image id.
 
-    No image comes twice; only re-scored detections count, so fewer may come back.
+    No image comes twice. Only re-scored detections above the threshold, before or after, count: fewer may come back.
     """
     changes = score_changes(before, after)
+    changes[np.maximum(after.scores, after.scores - changes) <= score_thresh] = math.nan
     chosen: list[int] = []
     for sign, count in ((1.0, num_up), (-1.0, num_down)):
         best: dict[int, float] = {}
@@ -259,10 +254,13 @@ def before_after_figure(
         score_thresh: Detections below it are not drawn.
         max_per_image: At most so many are drawn, the best first.
     """
-    image_ids = most_changed_images(before, after, num_up=num_up, num_down=num_down)
+    limits = {"num_up": num_up, "num_down": num_down, "score_thresh": score_thresh}
+    image_ids = most_changed_images(before, after, **limits)
+    if not image_ids:
+        return message(f"Re-scoring changed no detection with a score above {score_thresh:g}.")
     records = {record.image_id: record for record in data.images}
-    figure, axes = panels(2, max(1, len(image_ids)), width=2.1, height=2.2)
-    figure.set_size_inches(2.1 * max(1, len(image_ids)) + 0.3, 5.0)
+    figure, axes = panels(2, len(image_ids), width=2.1, height=2.2)
+    figure.set_size_inches(max(6.0, 2.1 * len(image_ids) + 0.3), 5.0)  # the legend needs the width
     for ax in axes.flat:
         ax.axis("off")
     for place, image_id in enumerate(image_ids):
@@ -273,10 +271,11 @@ def before_after_figure(
             draw_picture(axes[row, place], Picture(read_rgb(record), f"{when}, image {image_id}", layers))
     figure.legend(handles=_box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
     caption = (
-        f"Detections before (top) and after re-scoring (below). Images: the {num_up} with the largest rise of a "
-        f"score and the {num_down} with the largest fall among {len(set(before.image_ids.tolist()))} images with "
-        "detections; so they show the extremes and not the average. Drawn are scores above "
-        f"{score_thresh:g}, at most {max_per_image} an image; boxes and classes never change, only scores do."
+        f"Detections before (top) and after re-scoring (below), with their scores. Images: up to {num_up} with the "
+        f"largest rise of a score that is drawn and up to {num_down} with the largest fall, among "
+        f"{len(set(before.image_ids.tolist()))} images with detections: the extremes, not the average. Drawn are "
+        f"scores above {score_thresh:g}, at most {max_per_image} an image; boxes and classes never change, only "
+        "scores do."
     )
     return Drawing(figure, caption)
 

@@ -33,8 +33,8 @@ def training_figure(curves: Mapping[str, Sequence[Mapping[str, float]]], *, part
     figure, axes = panels(1, len(curves), width=3.8, height=2.7)
     for ax, (name, curve) in zip(axes[0], curves.items(), strict=True):
         points = pd.DataFrame(list(curve))
-        columns = [column for column in points if column != "iteration"]
-        columns = ["loss", *(column for column in columns if column != "loss" and parts)]
+        others = [column for column in points if column not in ("iteration", "loss")]
+        columns = ["loss", *(others if parts and len(others) > 1 else [])]  # one part alone is the sum
         for place, column in enumerate(columns):
             index = place % len(COLORS)
             label = "sum" if column == "loss" and len(columns) > 1 else column
@@ -60,23 +60,23 @@ def confusion_figure(
         class_names: The C names.
         title: Name of the CLIP and the split.
     """
+    import seaborn  # here alone: it takes a second to import, which most notebooks need not spend
+
     counts = np.asarray(matrix, dtype=float)
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     size = 0.36 * len(class_names) + 1.6
     figure, axes = panels(1, 1, width=size, height=size - 1.0)
     ax = axes[0, 0]
-    image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=100)
-    for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.5:
-            color = "white" if share < 50 else "black"
-            ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=7, color=color)
-    labels = [f"{name} ({total:.0f})" for name, total in zip(class_names, totals[:, 0], strict=True)]
-    ax.set_xticks(range(len(class_names)), class_names, rotation=90)
-    ax.set_yticks(range(len(class_names)), labels)
+    texts = np.where(shares >= 0.5, np.char.mod("%.0f", shares), "")
+    names = [f"{name} ({total:.0f})" for name, total in zip(class_names, totals[:, 0], strict=True)]
+    seaborn.heatmap(
+        shares, vmin=0, vmax=100, cmap="cividis", annot=texts, fmt="", annot_kws={"fontsize": 7}, square=True, ax=ax,
+        xticklabels=class_names, yticklabels=names, cbar_kws={"label": "percent of the true class", "shrink": 0.8},
+    )  # fmt: skip
+    ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="predicted", ylabel="true (number of crops)", title=title)
-    ax.grid(False)
-    figure.colorbar(image, ax=ax, label="percent of the true class", shrink=0.8)
     accuracy = 100 * np.trace(counts) / max(1.0, counts.sum())
     caption = (
         f"Confusion matrix {f'of {title}, ' if title else ''}in percent of each true class (numbers below 0.5 are not "

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
+    arms_note,
     groups,
     legend_below,
     look_of,
@@ -20,6 +21,7 @@ from risf_core.report.figure_style import (
 )
 from risf_core.report.statistics import ordered, sort_cells, summarize_cells
 from risf_core.report.sweep_tables import (
+    NOT_SELECTION,
     PAPER_C,
     SENSITIVITY_NOTE,
     SWEEP_NAMES,
@@ -45,9 +47,10 @@ def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -
         for ax, space in zip(row_axes, spaces, strict=True):
             own = cells[(cells[keys] == list(key)).all(axis=1) & (cells["label_space"] == space)]
             for shots, line in groups(own, ["shots"]):
-                look = look_of("shots", all_shots.index(shots[0]), range(len(all_shots)))
+                place = all_shots.index(shots[0])
+                look = look_of("shots", place, range(len(all_shots)))
                 ax.errorbar(
-                    line["c"],
+                    line["c"] + 0.012 * (place - (len(all_shots) - 1) / 2),  # bars beside each other
                     line["mean"],
                     line["half_width"],
                     capsize=1.5,
@@ -72,7 +75,8 @@ def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -
     legend_below(figure, axes[0, 0], columns=6)
     caption = (
         f"{metric} over c for each K and label space of CM-CLIP's softmax; c = 1 is the detector alone, the dotted "
-        f"line the paper's c = {PAPER_C}. {seed_counts(cells)} {SENSITIVITY_NOTE}"
+        f"line the paper's c = {PAPER_C}.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} Points are moved "
+        f"sideways. {NOT_SELECTION}"
     )
     return Drawing(figure, caption)
 
@@ -118,28 +122,30 @@ def _heat_maps(cells: pd.DataFrame, x: str, y: str, names: Mapping[str, str]) ->
         figure.colorbar(image, ax=list(row_axes), label="nAP50 (%)", shrink=0.9)
     caption = (
         "nAP50 (%) of BNRL without re-scoring; the framed cell holds the paper's values (α 0.2, β 0.8, γ 4, ε 1, "
-        f"ω_bg 0.2). Each row of panels has its own colour scale. {seed_counts(cells)} {SENSITIVITY_NOTE}"
+        f"ω_bg 0.2); each map changes only what its axes and its title name. Each arm has its own colour scale."
+        f"{arms_note(cells)} {seed_counts(cells)} {SENSITIVITY_NOTE}"
     )
     return Drawing(figure, caption)
 
 
 def _heat_map(ax: Axes, cells: pd.DataFrame, x: str, y: str, limits: tuple[float, float]):
-    """One heat map with its numbers; returns the image for a colour bar."""
-    values = cells.pivot(index=y, columns=x, values="mean")
-    image = ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=limits[0], vmax=limits[1])
-    middle = sum(limits) / 2
-    for row in cells.itertuples():
-        column, line = values.columns.get_loc(getattr(row, x)), values.index.get_loc(getattr(row, y))
-        color = "white" if row.mean <= middle else "black"
-        at = {"ha": "center", "va": "center", "color": color, "fontsize": 7.5}
-        ax.text(column, line, interval_text(row.mean, row.half_width).replace(" ±", "\n±"), **at)
-        if row.is_paper:
-            frame = {"fill": False, "edgecolor": "#D55E00", "linewidth": 2.5}
-            ax.add_patch(Rectangle((column - 0.46, line - 0.46), 0.92, 0.92, **frame))
-    ax.set_xticks(range(len(values.columns)), [f"{value:g}" for value in values.columns])
-    ax.set_yticks(range(len(values.index)), [f"{value:g}" for value in values.index])
-    ax.grid(False)
-    return image
+    """One heat map with its numbers, small values of y below; returns what a colour bar needs."""
+    import seaborn  # here alone: it takes a second to import, which most notebooks need not spend
+
+    texts = [interval_text(*pair) for pair in zip(cells["mean"], cells["half_width"], strict=True)]
+    cells = cells.assign(text=[text.replace(" ±", "\n±").replace(", ", "\n") for text in texts])
+    values, texts = (cells.pivot(index=y, columns=x, values=name) for name in ("mean", "text"))
+    seaborn.heatmap(
+        values, vmin=limits[0], vmax=limits[1], cmap="cividis", annot=texts, fmt="", annot_kws={"fontsize": 7.5}, ax=ax,
+        xticklabels=[f"{value:g}" for value in values.columns], yticklabels=[f"{value:g}" for value in values.index],
+        linewidths=0.5, cbar=False,
+    )  # fmt: skip
+    ax.invert_yaxis()
+    ax.tick_params(rotation=0)
+    for row in cells[cells["is_paper"]].itertuples():
+        corner = values.columns.get_loc(getattr(row, x)) + 0.04, values.index.get_loc(getattr(row, y)) + 0.04
+        ax.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor="#D55E00", linewidth=2.5))
+    return ax.collections[0]
 
 
 @styled
@@ -152,11 +158,12 @@ def backbones_figure(records: Sequence[Mapping]) -> Drawing:
     pairs = sort_cells(cells[["loss", "shots"]], ["loss", "shots"])
     lines = list(dict.fromkeys(pairs.itertuples(index=False, name=None)))
     figure, axes = panels(1, len(places), width=3.5, height=2.9, sharey=True)
+    span = cells["crop_accuracy"].max() - cells["crop_accuracy"].min() or 10.0
     for ax, ((split, arm), cell) in zip(axes[0], places, strict=True):
         for number, (loss, shots) in enumerate(lines):
             own = cell[(cell["loss"] == loss) & (cell["shots"] == shots)]
             look = look_of("line", number, range(len(lines)))
-            nudge, look["linestyle"] = 0.9 * (number - (len(lines) - 1) / 2), "none"
+            nudge, look["linestyle"] = 0.05 * span * (number - (len(lines) - 1) / 2), "none"
             where, label = own["crop_accuracy"] + nudge, f"{loss}, K={shots}"
             ax.errorbar(
                 where, own["gain"], own["gain_half_width"], capsize=2, elinewidth=0.9, label=label, **look
@@ -169,18 +176,20 @@ def backbones_figure(records: Sequence[Mapping]) -> Drawing:
                 "fontsize": 7.5,
                 "ha": "right",
                 "va": "bottom",
+                "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             }
-            ax.annotate(clip, (accuracy, 0.02), **at)
+            ax.annotate(clip.replace(" (", "\n("), (accuracy, 0.02), **at)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.margins(x=0.16)
         ax.set(title=panel_title(cells, split, arm), xlabel="accuracy on novel crops (%)")
     low, high = axes[0, 0].get_ylim()
-    axes[0, 0].set_ylim(low - 0.4 * (high - low), high)  # room for the names
+    axes[0, 0].set_ylim(low - 0.6 * (high - low), high)  # room for the names
     axes[0, 0].set_ylabel("gain of nAP50 (points)")
     legend_below(figure, axes[0, 0])
     caption = (
         "What CM-CLIP (paper setting) adds to nAP50 against its CLIP's top-1 accuracy on ground-truth crops of the "
-        f"novel classes; the same stored detections for every CLIP. {SEEDS_NOTE.replace(' and one CLIP', '')} Each "
-        f"CLIP was trained once. {seed_counts(cells)} Points are moved sideways."
+        f"novel classes; the same stored detections for every CLIP.{arms_note(cells)} "
+        f"{SEEDS_NOTE.replace(' and one CLIP', '')} Each CLIP was trained once. {seed_counts(cells)} Points are moved "
+        "sideways."
     )
     return Drawing(figure, caption)

@@ -15,7 +15,7 @@ from risf_core.report.statistics import (
     student_interval,
     summarize_cells,
 )
-from risf_core.report.table_format import Table, interval_text, number, readable, spread
+from risf_core.report.table_format import NOT_PLANNED, Table, interval_text, number, readable, spread
 
 PAPER_C = 0.7  # RISF's released configuration, CMCLIP_ALPHA
 PAPER_BNRL = {
@@ -25,11 +25,12 @@ PAPER_BNRL = {
     "epsilon": 1.0,
     "background_weight": 0.2,
 }  # the same, all four yamls
-SENSITIVITY_NOTE = (
-    "SENSITIVITY, not selection: the curve is made on the test images, so its best value is no result; the paper's "
-    "value is reported whatever it gives. ± is the half-width of the 95 % Student-t interval over few-shot seeds of "
-    "one base model."
+NOT_SELECTION = (
+    "SENSITIVITY, not selection: made on the test images, so the best value is no result; the paper's value is "
+    "reported whatever it gives."
 )
+INTERVAL_NOTE = "± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model."
+SENSITIVITY_NOTE = f"{NOT_SELECTION} {INTERVAL_NOTE}"
 # In the order of the tables.
 SWEEP_NAMES = {"beta_tied": "β = 1 − α", "beta_fixed_alpha": "α fixed", "gamma_epsilon": "γ × ε"}
 
@@ -215,7 +216,10 @@ def scalar_metrics(record: Mapping) -> dict[str, float | int | str]:
 def _metrics_table(
     records: Sequence[Mapping], notebook: str, name: str, caption: str, *, first: Sequence[str]
 ) -> Table:
-    """All single metrics of one notebook's records: a row for each metric, those in ``first`` at the top."""
+    """All single metrics of one notebook's records: one by one in the data, a column for each run to read.
+
+    Those in ``first`` stand at the top. To read, classes have AP50 alone.
+    """
     rows = []
     for record in sorted(records, key=lambda record: record["run_id"]):
         if notebook_of(record) != notebook:
@@ -228,8 +232,15 @@ def _metrics_table(
     data = pd.DataFrame([row[:2] for row in rows], columns=["run_id", "metric"]).assign(
         value=values, text=texts
     )
-    display = data[["run_id", "metric"]].assign(value=[number(value) for *_, value in rows])
-    return Table(name, caption, data, display.rename(columns={"run_id": "run"}))
+    runs: dict[str, dict[str, str]] = {}
+    for run_id, metric, value in rows:
+        if not (metric.startswith("per_class.") and metric.endswith((".AP", ".AP75"))):
+            runs.setdefault(run_id, {})[metric] = number(value)
+    metrics = list(dict.fromkeys(metric for values in runs.values() for metric in values))
+    display = pd.DataFrame({"metric": metrics})
+    for run_id, values in runs.items():
+        display[run_id] = [values.get(metric, NOT_PLANNED) for metric in metrics]
+    return Table(name, caption, data, display)
 
 
 def base_training_table(records: Sequence[Mapping]) -> Table:
@@ -239,7 +250,7 @@ def base_training_table(records: Sequence[Mapping]) -> Table:
         "The base detectors, each trained once (no interval). bAP, bAP50, bAP75: percent of the base classes on the "
         "test images. recall_novel_at_100, recall_base_at_100: percent of the objects that one of 100 proposals "
         "covers with IoU 0.5; the novel classes were never annotated. pretraining_accuracy: percent on the disjoint "
-        "concepts."
+        "concepts. The CSV holds AP and AP75 of each class too."
     )
     return _metrics_table(records, "10_base_training", "base_training", caption, first=first)
 

@@ -29,9 +29,8 @@ def describe_environment(started: float, device: str) -> dict[str, Any]:
     """The environment block of a record of a run that `started` (seconds since the epoch) in this process."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-    per_mib = (
-        2**10 if platform.system() == "Linux" else 2**20
-    )  # ru_maxrss is in KiB on Linux, in bytes on macOS
+    # ru_maxrss is in KiB on Linux, in bytes on macOS
+    per_mib = 2**10 if platform.system() == "Linux" else 2**20
     return {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

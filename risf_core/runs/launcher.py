@@ -21,7 +21,7 @@ from risf_core.runs.worker import DONE, WAS_DONE, notebook_output
 from risf_core.runs.yaml_files import project_root
 
 EVERY = 30.0  # seconds between lines where no bar is shown
-BAR = "{percentage:3.0f}% {bar:12} {n_fmt}/{total_fmt} runs, {elapsed}{postfix}"
+BAR = "{percentage:3.0f}% {bar:12} {n_fmt}/{total_fmt} runs, {elapsed}"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 UNKNOWN_SECONDS = 60.0  # taken for a run of which no time is known
 
@@ -118,12 +118,14 @@ class Launcher:
         self.waiting, self.running, self.outcome = dict(nodes), {}, Outcome()
         self.nodes, self.workers, self.force = nodes, workers, set(force)
         self.total, self.began, self.last_line = len(nodes), time.monotonic(), time.monotonic()
-        self.bar, self.make = None, _calling_make()
+        self.bar, self.lines, self.make = None, [], _calling_make()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            width = shutil.get_terminal_size().columns - 1  # 79 where the terminal does not tell
-            self.bar = tqdm(total=self.total, bar_format=BAR, ncols=width)
+            self.width = shutil.get_terminal_size().columns - 1  # 79 where the terminal does not tell
+            self.bar = tqdm(total=self.total, bar_format=BAR, ncols=self.width)
+            places = range(1, min(workers, self.total) + 1)  # under the bar, a line for each running run
+            self.lines = [tqdm(bar_format="{desc}", position=place, leave=False) for place in places]
 
     def work(self) -> Outcome:
         """Make the runs; whatever ends this call ends the workers too."""
@@ -142,8 +144,9 @@ class Launcher:
             for node in self.running.values():
                 node.process.kill()
                 node.process.wait()
-            if self.bar is not None:
-                self.bar.close()
+            for shown in [*self.lines, self.bar]:
+                if shown is not None:
+                    shown.close()
         return self.outcome
 
     def _ready(self) -> list[Node]:
@@ -220,7 +223,9 @@ class Launcher:
         self.last_line = time.monotonic()
         states = [f"{node.run_id}: {last_line(node.log)}" for node in self.running.values()]
         if self.bar is not None:
-            self.bar.set_postfix_str(" | ".join(states))
+            self.bar.refresh()  # the time
+            for place, line in enumerate(self.lines):
+                line.set_description_str(f"  {states[place]}"[: self.width] if place < len(states) else "")
         else:
             done = self.total - len(self.waiting) - len(self.running)
             head = f"{done} of {self.total} runs, {time.monotonic() - self.began:.0f} s"

@@ -19,11 +19,14 @@ def code_cells(notebook: Path, *, parameters: bool = False) -> list[str]:
     except (KeyError, TypeError, ValueError) as error:
         raise ParamsError(f"{notebook}: not a notebook: {error!r}.") from None
     sources = ["".join(source) for is_tagged, source in tagged if is_tagged == parameters]
-    return [_without_magics(source, notebook) for source in sources]
+    return [_parsing(_without_magics(source), notebook) for source in sources]
 
 
-def _without_magics(source: str, notebook: Path) -> str:
-    kept = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+def _without_magics(source: str) -> str:
+    return "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
+
+
+def _parsing(kept: str, notebook: Path) -> str:
     try:
         ast.parse(kept)
     except SyntaxError as error:
@@ -40,6 +43,25 @@ def names_in_parameters_cell(namespace: dict[str, Any], fields: dict[str, Any]) 
         if names and fields.keys() & names.keys():
             return tuple(name for name in names if name in namespace)
     return ()
+
+
+def names_in_force(namespace: dict[str, Any]) -> set[str]:
+    """Names assigned since the last cell that sets `profile`, which begins the parameters anew; else all names.
+
+    A name that was deleted from the parameters cell stays in a kernel that goes on; it must not stay in force.
+    """
+    found: set[str] = set()
+    for source in reversed(namespace.get("In", ())):
+        try:
+            body = ast.parse(_without_magics(source)).body
+        except SyntaxError:  # such a cell did not run
+            continue
+        for node in body:
+            targets = getattr(node, "targets", [getattr(node, "target", None)])
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if "profile" in found:
+            return found
+    return set(namespace)
 
 
 def literal_assignments(source: str) -> dict[str, Any] | None:

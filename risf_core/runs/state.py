@@ -101,9 +101,8 @@ def code_hash(notebook: Path, *, with_showing: bool = False, package: Path = PAC
     files = {}
     for path in _data_files(package):
         relative = path.relative_to(package)
-        if any(
-            relative.parts[0] in text for _, text in sources.values()
-        ):  # a module names the file or its folder
+        # a module names the file or its folder
+        if any(relative.parts[0] in text for _, text in sources.values()):
             files[relative.as_posix()] = _file_hash(path)
     return digest({"cells": cells, "modules": code, "files": files})
 
@@ -137,11 +136,12 @@ def import_closure(
             continue
         found[name] = path
         inside = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += [*_imported(path.read_text(encoding="utf-8"), inside, package), name.rpartition(".")[0]]
+        waiting += [*_imported(_text(path, _stamp(path)), inside, package), name.rpartition(".")[0]]
     return dict(sorted(found.items()))
 
 
-def _imported(source: str, inside: str, package: Path) -> list[str]:
+@cache
+def _imported(source: str, inside: str, package: Path) -> tuple[str, ...]:
     """Dotted names of `package` that a source's import statements may mean; `inside` is the package it lies in."""
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):
@@ -152,7 +152,7 @@ def _imported(source: str, inside: str, package: Path) -> list[str]:
             above = ".".join(parents[: len(parents) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, (above, node.module)))
             names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name.split(".")[0] == package.name]
+    return tuple(name for name in names if name.split(".")[0] == package.name)
 
 
 def _module_file(name: str, package: Path) -> Path | None:
@@ -172,8 +172,13 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @cache
+def _text(path: Path, stamp: tuple[int, int]) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
 def _module(path: Path, stamp: tuple[int, int]) -> tuple[str, str]:
-    text = path.read_text(encoding="utf-8")
+    text = _text(path, stamp)
     return normalise(text), text
 
 

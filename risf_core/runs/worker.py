@@ -70,12 +70,13 @@ def work(params: NotebookParams, notebook: Path, *, force: bool) -> int:
         except BaseException:
             record_path(params).unlink(missing_ok=True)  # a cell after run.finish() failed
             raise
-        record = finished_record(params, notebook)
-        if record is None:
-            raise RisfError(
-                "the notebook ran to its end and wrote no record: its last cell must call run.finish(...)"
-            )
-        return DONE
+        if finished_record(params, notebook) is not None:
+            return DONE
+        if record_path(params).is_file():
+            raise RisfError("code or data changed while the notebook ran; call the same command again")
+        raise RisfError(
+            "the notebook ran to its end and wrote no record: its last cell must call run.finish(...)"
+        )
 
 
 def _make_room(params: NotebookParams, state: str, *, force: bool) -> None:
@@ -95,7 +96,10 @@ def _execute(params: NotebookParams, notebook: Path) -> None:
     # jsonschema's optional check of IRIs compiles a grammar when imported, 1.5 s that no notebook needs
     sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
+    from traitlets.config import Config
 
+    # Sockets are files: TCP ports are chosen before the kernel takes them, so that two kernels starting at once may get
+    # the same ones, and one notebook speak to the other's kernel.
     with tempfile.TemporaryDirectory(prefix="risf-jupyter-") as folder:
         _own_jupyter(Path(folder))
         papermill.execute_notebook(
@@ -107,6 +111,7 @@ def _execute(params: NotebookParams, notebook: Path) -> None:
             cwd=str(project_root()),
             log_output=False,
             progress_bar=False,
+            config=Config(KernelManager={"transport": "ipc", "ip": str(Path(folder) / "kernel")}),
         )
 
 
@@ -145,9 +150,8 @@ def main() -> int:
     die_with_parent(job["launcher"])
     params = MODELS[job["notebook"]].model_validate(job["params"])
     logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it warns of each name that the cell leaves to its default
+    # it warns of each name that the cell leaves to its default
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         return work(params, Path(job["notebook_path"]), force=job["force"])
     except Exception as error:  # the launcher tells the user; here the whole story goes to the log

@@ -95,11 +95,12 @@ def test_rpn_gradient_stops_at_the_decoupled_layer(tiny_detector):
 def test_resize_follows_short_and_long_side():
     detector = FasterRCNN(DetectorParams(**TINY, min_size=(80,), max_size=100), 3)
     assert detector.resize(torch.zeros(3, 40, 44, dtype=torch.uint8)).shape == (3, 80, 88)
+    # long side decides
     assert detector.resize(torch.zeros(3, 40, 100, dtype=torch.uint8)).shape == (
         3,
         40,
         100,
-    )  # long side decides
+    )
     image = torch.zeros(3, 7, 9, dtype=torch.uint8)
     assert FasterRCNN(DetectorParams(**TINY), 3).resize(image) is image
 

@@ -62,9 +62,8 @@ def test_evaluation_path_equals_the_published_one(detector, case, output_size):
         batch, sizes = detector.batch([image.flip(0)])
         features = detector.backbone(batch)
         _, (anchors, logits, _) = detector.proposals(features, sizes)
-        boxes = torch.from_numpy(
-            expected["proposal_boxes"]
-        )  # near-equal logits may swap places among the 1,000
+        # near-equal logits may swap places among the 1,000
+        boxes = torch.from_numpy(expected["proposal_boxes"])
         pooled = detector.region_features(features, [boxes])
         cls_logits, box_deltas = detector.roi_heads.box_predictor(pooled)
     found = detector.detect_resized_bgr(image, output_size, score_thresh=0.05, max_detections=100)
