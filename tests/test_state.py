@@ -149,6 +149,23 @@ def test_the_state_holds_annotation_files(project):
     assert state.state_hash(params) != before
 
 
+def test_the_state_holds_the_annotations_of_a_folder(project):
+    data = {"source": "xml", "images": "cards", "novel_classes": ["ace"]}
+    params = CheckSetupParams(profile="smoke", data=data)
+    with pytest.raises(DataError, match="cards: no such annotation file or folder"):
+        state.state_hash(params)
+    (project / "cards" / "more").mkdir(parents=True)
+    (project / "cards" / "a.xml").write_text("<a/>")
+    before = state.state_hash(params)
+    (project / "cards" / "a.jpg").write_bytes(b"an image: not read here")
+    assert state.state_hash(params) == before
+    (project / "cards" / "a.xml").write_text("<annotation/>")
+    changed = state.state_hash(params)
+    assert changed != before
+    (project / "cards" / "more" / "b.xml").write_text("<a/>")
+    assert state.state_hash(params) not in (before, changed)
+
+
 def _write_record(params, /, **changes):
     path = state.record_path(params)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -275,5 +275,6 @@ def hash_files(*paths: Path) -> str:
         inside = (file for file in path.rglob("*") if file.suffix in ANNOTATION_ENDINGS)
         for file in sorted(inside) if path.is_dir() else [path]:
             name = file.relative_to(path).as_posix() if path.is_dir() else path.name
-            digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            with file.open("rb") as content:
+                digest.update(f"{name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

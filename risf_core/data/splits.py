@@ -169,7 +169,7 @@ def _load_listed(
     files = devkit_files(voc2007, [text for text in ids if "_" not in text], problems)
     if of_2012:
         files += devkit_files(voc2012, of_2012, problems)
-    return load_files(files, class_names=class_names, known=class_names, name=where, problems=problems)
+    return load_files(files, class_names=class_names, known=VOC_CLASSES, name=where, problems=problems)
 
 
 def _single_objects(record: ImageRecord, label: int) -> list[ImageRecord]:

@@ -37,6 +37,7 @@ DRAW_VERSION = 2  # raise it whenever the same parameters give another image spl
 MAX_DECODED = (
     20_000  # images decoded once when sets are drawn; those of larger sets are checked as they are read
 )
+GENERIC_FOLDERS = {"train", "trainval", "images", "jpegimages"}
 PATHS = ("root", "images", "annotations", "test_images", "test_annotations")
 
 
@@ -120,20 +121,24 @@ def _open_given(data: CocoData) -> Benchmark:
     base_names, novel_names = partition(
         data.base_classes, novel, test.class_names, where=data.test_annotations
     )
+    class_names = (*base_names, *novel_names)
     if data.few_shot.kind == "files":
+        shot_files = [project_path(file) for file in data.few_shot.files(data.shots, data.num_seeds)]
         load_shots = partial(_load_shot_file, data, base_names, novel_names)
     else:
         folder = project_path(data.few_shot.folder)
+        shot_files = files_of(class_names, [folder])
         load_shots = partial(_load_published, data, folder, base_names, novel_names)
+    parts = [Path(file) for file in (data.annotations, data.test_annotations) if file is not None]
     return Benchmark(
         name=name,
         base_names=base_names,
         novel_names=novel_names,
-        test=test.select_classes((*base_names, *novel_names)),
+        test=test.select_classes(class_names),
         arms=("kshot", "clean") if data.annotations else ("kshot",),
         shots=tuple(data.shots),
         num_seeds=data.num_seeds,
-        hash=hash_files(*(project_path(file) for file in data.files())),
+        hash=hash_files(*parts, *shot_files),
         load_train=partial(load_whole, data, f"{name} train")
         if data.annotations
         else partial(_no_train, name),
@@ -235,7 +240,11 @@ def _open_drawn(data: CocoData | XmlData) -> Benchmark:
 
 
 def _stem(data: CocoData | XmlData) -> str:
-    return Path(data.annotations).stem if data.source == "coco" else Path(data.images).name
+    """A name for the data: that of the file, or of the deepest folder that does not just say what is in it."""
+    if data.source == "coco":
+        return Path(data.annotations).stem
+    folders = [part for part in Path(data.images).parts[1:] if part.lower() not in GENERIC_FOLDERS]
+    return folders[-1] if folders else Path(data.images).name
 
 
 def _read(path: Path) -> dict:

@@ -46,6 +46,10 @@ ARM_NOTES = {
     "missing": "others stand in them, and nobody annotated them",
     "full": "others stand in them, all annotated (a control that is not K-shot)",
 }
+REAL_ARM_NOTES = {  # of photographs, where nobody chose what else they show
+    "kshot": "K boxes of each class, whatever else the images show is without a box",
+    "clean": "the same images with every instance of these classes annotated (a control that is not K-shot)",
+}
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,11 @@ def panel_title(cells: pd.DataFrame, split: int, arm: str) -> str:
 
 def arms_note(cells: pd.DataFrame) -> str:
     """What the arms are, for a caption, with a space before it; nothing where kshot stands alone (as on real data)."""
-    arms = [arm for arm in ARM_NOTES if arm in set(cells["arm"])]
+    notes = REAL_ARM_NOTES if "clean" in set(cells["arm"]) else ARM_NOTES
+    arms = [arm for arm in notes if arm in set(cells["arm"])]
     if arms in ([], ["kshot"]):
         return ""
-    return f" Arms: {'; '.join(f'{arm}, {ARM_NOTES[arm]}' for arm in arms)}."
+    return f" Arms: {'; '.join(f'{arm}, {notes[arm]}' for arm in arms)}."
 
 
 def seed_counts(cells: pd.DataFrame) -> str:

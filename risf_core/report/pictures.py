@@ -33,12 +33,6 @@ BOX_NAMES = {
     "right": "detection, right (class and IoU ≥ 0.5)",
     "wrong": "detection, wrong",
 }
-ARM_WORDS = {
-    "kshot": "the annotated boxes of each class, all else without a box",
-    "missing": "further novel objects were drawn in, without a box",
-    "full": "the images of missing with all novel objects annotated, a control that is not K-shot",
-    "clean": "the same images with every instance of these classes annotated, a control that is not K-shot",
-}
 
 
 @dataclass(frozen=True)
