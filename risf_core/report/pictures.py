@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError
-from risf_core.report.figure_style import Drawing, message, panels, styled
+from risf_core.report.figure_style import Drawing, arms_note, message, panels, styled
 
 # Every kind of box differs in colour and in line: colour and dashes.
 BOX_LOOKS = {
@@ -184,8 +185,10 @@ def few_shot_figure(arms: Mapping[str, DetectionData], *, shots: int, seed: int,
             f"{arm}: {len(data)} images, {sum(data.counts().values())} boxes", fontsize=9, loc="left"
         )
     figure.legend(handles=_box_handles(kinds), loc="outside lower center", ncols=2)
-    words = "; ".join(f"{arm}: {ARM_WORDS[arm]}" for arm in arms)
-    caption = f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm. {words}."
+    caption = (
+        f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm, with the boxes that are "
+        f"annotated.{arms_note(pd.DataFrame({'arm': list(arms)}))}"
+    )
     return Drawing(figure, caption)
 
 
