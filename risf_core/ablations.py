@@ -137,6 +137,7 @@ def ablate_bnrl(params: AblationBnrlParams, run) -> list[dict]:
             continue
         if same not in measured:
             found, _ = fine_tune(context, get_loss("bnrl", **hyper), seed=seed, arm=arm)
+            found, _ = cut(found, None, score_thresh=params.score_thresh)
             measured[same] = _novel(evaluator.evaluate(found))
         run.rows.add(key, measured[same])
     return run.rows.as_list()

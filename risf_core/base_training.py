@@ -53,7 +53,7 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
             checkpoint=run.dir / "checkpoint.pth",
         )
     save_detector(run.dir / "model.pth", detector, benchmark.base_names)
-    return metrics | evaluate_base_model(detector, benchmark)
+    return metrics | evaluate_base_model(detector, benchmark, score_thresh=params.score_thresh)
 
 
 def _start(detector: FasterRCNN, params: BaseTrainingParams, run) -> dict:
@@ -74,15 +74,15 @@ def _start(detector: FasterRCNN, params: BaseTrainingParams, run) -> dict:
     return {"pretraining_accuracy": result["accuracy"], "pretraining_curve": result["curve"]}
 
 
-def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark) -> dict:
-    """Base AP, AP50, AP75 and recall of the proposals on the test images, all in percent.
+def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark, *, score_thresh: float) -> dict:
+    """Base AP, AP50, AP75 of detections above a score, and recall of the proposals, all in percent of the test images.
 
     ``recall_base_at_100`` and ``recall_novel_at_100``: share of base and novel objects that one of the 100 best
     proposals covers at IoU 0.5; novel ones were never annotated.
     """
     test = benchmark.test.select_classes(benchmark.base_names)
     evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
-    metrics = evaluator.evaluate(detect_images(detector, test))
+    metrics = evaluator.evaluate(detect_images(detector, test).above(score_thresh))
     proposals = propose_boxes(detector, benchmark.test)
     for group, names in (("base", benchmark.base_names), ("novel", benchmark.novel_names)):
         metrics[f"recall_{group}_at_100"] = proposal_recall(

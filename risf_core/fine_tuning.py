@@ -10,7 +10,7 @@ from torch import Tensor
 
 from risf_core.bnrl import get_loss
 from risf_core.clip_models import LoadedClip, load_clip
-from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names
+from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names, rescored_rows
 from risf_core.custom_loss import loss_name
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
@@ -275,22 +275,23 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         results = {"none": found}
         if similarities is not None:
             results |= rescored(found, similarities, context.benchmark, params.cm_clip)
-        above = len(found.above(params.cm_clip.score_thresh)) / len(context.test)
+        above = int(rescored_rows(found, context.benchmark.novel_names, params.cm_clip.score_thresh).sum())
         for rescoring, detections in results.items():
             # a kill may have come between the rows of a cell
             if not run.rows.done(**key, rescoring=rescoring):
-                values = {"above_thresh": above, "final_loss": curve[-1]["loss"]}
+                values = {"above_thresh": above / len(context.test), "final_loss": curve[-1]["loss"]}
                 run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
     return run.rows.as_list()
 
 
 def stored_before_after(params: FineTuningParams, run) -> tuple[Detections, Detections, DetectionData] | None:
-    """The first cell before and after CM-CLIP (paper setting), and the test data; None without a CLIP."""
+    """What counts of the first cell, before and after CM-CLIP (paper setting), and the test data; None without CLIP."""
     if params.clip is None:
         return None
     name = cell_name(params.seeds[0], params.arms[0], loss_name(params.losses[0]))
     benchmark = open_benchmark(params.data, split=params.split)
     found = Detections.load(run.dir / "detections" / f"{name}.npz")
     similarities = Similarities.load(run.dir / "similarities" / f"{name}.npz")
+    found, similarities = cut(found, similarities, score_thresh=params.score_thresh)
     after = dict(rescored(found, similarities, benchmark, params.cm_clip))["cm_clip"]
     return found, after, benchmark.test.select_classes(found.class_names)

@@ -33,6 +33,9 @@ ARMS = ("kshot", "missing", "full", "clean")
 Arm = Literal["kshot", "missing", "full", "clean"]
 LabelSpace = Literal["novel+background", "novel+base+background"]
 Precision = Literal["auto", "fp32", "bf16"]
+ScoreThresh = Annotated[
+    float, Field(ge=0, le=1, description="detections at or below it do not count; published: 0.05")
+]
 
 
 class RunRef(Strictly):
@@ -230,6 +233,7 @@ class BaseTrainingParams(NotebookParams):
         SolverParams(iterations=1400, checkpoint_every=200),
         description="null: the detector of `weights` is the base model as it is",
     )
+    score_thresh: ScoreThresh = 0.05
 
     def label(self) -> str:
         return f"base_training-split{self.split}"
@@ -307,6 +311,7 @@ class FewShotParams(NotebookParams):
     setting: Literal["fsod", "gfsod"] = Field("fsod", description="novel classes alone, or base and novel")
     head: HeadParams = HeadParams()
     solver: SolverParams = SolverParams(iterations=300, lr=0.02, weight_decay=1.0e-3, precision="fp32")
+    score_thresh: ScoreThresh = 0.05
 
     def user_files(self) -> tuple[str, ...]:
         return _loss_files(self.losses)
@@ -371,7 +376,6 @@ class FineTuningParams(FewShotParams):
     # published: all_but_res5
     trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
-    score_thresh: Share = Field(0.0, description="detections at or below it do not count; published: 0.05")
     keep_weights: bool = Field(False, description="keep each fine-tuned detector, for 21_evaluate")
 
     def label(self) -> str:
@@ -413,7 +417,7 @@ class EvaluateParams(NotebookParams):
     notebook: ClassVar[str] = "21_evaluate"
     split: SplitNumber = Field(1, description="base/novel split")
     checkpoint: CheckpointSource
-    score_thresh: Share = Field(0.0, description="detections at or below it do not count; published: 0.05")
+    score_thresh: ScoreThresh = 0.05
     max_detections: Count = Field(100, description="the best of an image that count")
     batch_size: Count = Field(1, description="images at a time; 1 as published, for padding changes numbers")
     clip: ClipSource | None = Field(None, description="null: no re-scoring")

@@ -9,7 +9,13 @@ from risf_core import ablations
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import ParamsError
-from risf_core.params import AblationBnrlParams, AblationCParams, FineTuningParams, PictogramData
+from risf_core.params import (
+    AblationBnrlParams,
+    AblationCParams,
+    ClipBackbonesParams,
+    FineTuningParams,
+    PictogramData,
+)
 
 DATA = PictogramData(shots=(1, 5))
 
@@ -53,24 +59,26 @@ class _Rows:
 
 @pytest.fixture
 def stored_run(tmp_path, monkeypatch):
-    """One stored cell: two boxes of one image; CLIP prefers the right one, the detector the wrong one."""
-    truth = np.array([[0.0, 0.0, 10.0, 10.0]], dtype=np.float32)
-    record = ImageRecord(
-        1, tmp_path / "1.png", 64, 64, truth, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool)
-    )
+    """One stored cell: two boxes of one image; CLIP prefers the right one, the detector the wrong one.
+
+    A third box, with a score below the published cut, finds a second object and must count nowhere.
+    """
+    truth = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], dtype=np.float32)
+    labels, none = np.array([0, 0]), np.zeros(2, dtype=bool)
+    record = ImageRecord(1, tmp_path / "1.png", 64, 64, truth, labels, none)
     test = DetectionData("t", ("queen", "king"), (1, 2), (record,))
     found = Detections(
-        image_ids=[1, 1],
-        boxes=[[40, 40, 60, 60], [0, 0, 10, 10]],
-        scores=[0.9, 0.5],
-        labels=[0, 0],
-        class_scores=[[0.9, 0.1], [0.5, 0.5]],
-        proposals=[0, 1],
+        image_ids=[1, 1, 1],
+        boxes=[[40, 40, 60, 60], [0, 0, 10, 10], truth[1]],
+        scores=[0.9, 0.5, 0.04],
+        labels=[0, 0, 0],
+        class_scores=[[0.9, 0.1], [0.5, 0.5], [0.04, 0.96]],
+        proposals=[0, 1, 2],
         class_names=("queen",),
     )
-    cosines = np.array([[0.0, 0.0, 0.3], [0.3, 0.0, 0.0]])  # queen, king, background
+    cosines = np.array([[0.0, 0.0, 0.3], [0.3, 0.0, 0.0], [np.nan] * 3])  # queen, king, background
     found.save(tmp_path / "detections" / "seed0-kshot-ce.npz")
-    Similarities(cosines, np.ones(2, bool), ("queen", "king", "background")).save(
+    Similarities(cosines, np.array([True, True, False]), ("queen", "king", "background")).save(
         tmp_path / "similarities" / "seed0-kshot-ce.npz"
     )
     benchmark = SimpleNamespace(novel_names=("queen",), base_names=("king",), test=test, evaluation={})
@@ -94,8 +102,9 @@ def test_c_sweep_runs_from_stored_files_alone(stored_run):
     rows = {(row["label_space"], row["c"]): row["nAP50"] for row in ablations.ablate_c(params, run)}
     assert len(rows) == 4
     for space in params.label_spaces:
-        assert rows[space, 1.0] == pytest.approx(50.0)  # the detector ranks the false positive first
-        assert rows[space, 0.0] == pytest.approx(100.0)  # CLIP alone ranks it last
+        # of 101 recalls, those to 1/2 are reached: by the detector behind a false positive, by CLIP before it
+        assert rows[space, 1.0] == pytest.approx(100 * 51 / 101 / 2)
+        assert rows[space, 0.0] == pytest.approx(100 * 51 / 101)
     assert len(ablations.ablate_c(params, run)) == 4  # a second call finds all rows there
 
 
@@ -104,3 +113,43 @@ def test_sweeps_refuse_gfsod_runs(stored_run):
     upstream.record["params"]["setting"] = "gfsod"
     with pytest.raises(ParamsError, match="over the setting fsod"):
         ablations.ablate_c(AblationCParams(profile="t", fine_tuning=["x.yaml"]), run)
+
+
+def test_sweep_of_clips_takes_what_counts_alone(stored_run, monkeypatch):
+    """With the right box before the wrong one the gain is the half of what one found object of two gives."""
+    run, _ = stored_run
+    run.device = "cpu"
+    encoded = []
+
+    def as_clip_would(found, *args, **kwargs):
+        encoded.append(found.scores.tolist())
+        cosines = np.array([[0.0, 0.3], [0.3, 0.0]])
+        return Similarities(cosines, np.ones(2, bool), ("queen", "background"))
+
+    monkeypatch.setattr(ablations, "encode_detections", as_clip_would)
+    monkeypatch.setattr(ablations, "open_clip_source", lambda *a, **k: ("tiny", None))
+    monkeypatch.setattr(ablations, "build_cm_clip", lambda *a: None)
+    monkeypatch.setattr(ablations, "_clip_facts", lambda *a: {})
+    clips = [{"model": "tiny", "path_only": True}]
+    values = {"profile": "t", "fine_tuning": ["x.yaml"], "clips": clips, "seeds": (0,), "cm_clip": {"c": 0.0}}
+    (row,) = ablations.compare_clips(ClipBackbonesParams(**values), run)
+    assert encoded == [pytest.approx([0.9, 0.5])]
+    assert row["gain"] == pytest.approx(100 * 51 / 101 / 2)
+
+
+def test_bnrl_sweep_counts_what_is_above_the_cut(stored_run, monkeypatch):
+    run, upstream = stored_run
+    found = Detections.load(upstream.dir / "detections" / "seed0-kshot-ce.npz")
+    benchmark = ablations.open_benchmark(None, split=1)
+    test = benchmark.test.select_classes(["queen"])
+    context = SimpleNamespace(benchmark=benchmark, test=test, groups=lambda: {"novel": ["queen"]})
+    monkeypatch.setattr(ablations, "open_context", lambda params, run: context)
+    monkeypatch.setattr(ablations, "fine_tune", lambda *a, **k: (found, []))
+    options = {"profile": "t", "base": "x.yaml", "data": DATA, "seeds": (0,)}
+    rows = ablations.ablate_bnrl(AblationBnrlParams(**options), run)
+    (value,) = {row["nAP50"] for row in rows}
+    assert value == pytest.approx(100 * 51 / 101 / 2)
+    run.rows = _Rows()
+    rows = ablations.ablate_bnrl(AblationBnrlParams(**options, score_thresh=0.03), run)
+    (value,) = {row["nAP50"] for row in rows}
+    assert value == pytest.approx(100 * 2 / 3)  # two true of three, and precision never rises with recall

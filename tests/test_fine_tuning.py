@@ -25,6 +25,7 @@ from risf_core.params import (
     SolverParams,
 )
 from risf_core.runs.state import digest
+from risf_core.voc_evaluation import evaluator_for
 
 from .detector.conftest import TINY
 from .test_ablations import _Rows
@@ -94,7 +95,7 @@ def test_what_training_leaves_out_is_counted(base):
 def test_weights_of_a_file_are_the_base_model_or_its_start(base, tmp_path):
     values = base.record["params"] | {"pretraining": None, "weights": str(base.dir / "model.pth")}
     params = BaseTrainingParams.model_validate(values | {"solver": None})
-    metrics = train_base_model(params, SimpleNamespace(dir=tmp_path, device="cpu"))
+    metrics = train_base_model(params, SimpleNamespace(dir=tmp_path, device="cpu", environment={}))
     assert metrics["bAP"] == base.record["metrics"]["bAP"] and metrics["curve"] is None
     assert metrics["weights"]["reinitialised"] == metrics["weights"]["left_over"] == 0
     stored, own = (torch.load(folder / "model.pth")["model"] for folder in (base.dir, tmp_path))
@@ -102,7 +103,7 @@ def test_weights_of_a_file_are_the_base_model_or_its_start(base, tmp_path):
     state = {key: value for key, value in stored.items() if key.startswith(("backbone.", "roi_heads.res5."))}
     torch.save(state, tmp_path / "backbone.pth")
     params = BaseTrainingParams.model_validate(values | {"weights": str(tmp_path / "backbone.pth")})
-    run = SimpleNamespace(dir=tmp_path / "started", device="cpu")
+    run = SimpleNamespace(dir=tmp_path / "started", device="cpu", environment={})
     assert train_base_model(params, run)["weights"]["reinitialised"] > 0
     with pytest.raises(CheckpointError, match="keys are missing"):
         params = BaseTrainingParams.model_validate(values | {"weights": params.weights, "solver": None})
@@ -193,7 +194,7 @@ def test_proposals_are_scaled_to_original_pixels(base):
     assert np.allclose(boxes[benchmark.test.images[0].image_id], first, atol=1e-3)
     assert set(boxes) == {image.image_id for image in benchmark.test.images}
     assert max(box.max() for box in boxes.values()) <= 64 + 1e-3 and regions.boxes.max() > 64
-    assert 0 <= evaluate_base_model(detector, benchmark)["bAP"] <= 100
+    assert 0 <= evaluate_base_model(detector, benchmark, score_thresh=0.05)["bAP"] <= 100
 
 
 def test_detections_that_count_are_cut_before_they_are_rescored():
@@ -213,11 +214,36 @@ def test_detections_that_count_are_cut_before_they_are_rescored():
     assert len(kept) == 6 and rows is None
 
 
+def test_tables_and_figure_see_the_same_cut(base, tmp_path, monkeypatch):
+    """What does not count is drawn nowhere and re-scored nowhere, though cosines of it are stored."""
+
+    def encode(found, data, clip, *, score_thresh, rescored_classes, cache):
+        labels = (*rescored_classes, "background")
+        cosines = np.random.default_rng(0).uniform(0, 0.1, (len(found), len(labels)))
+        return Similarities(cosines, np.ones(len(found), bool), labels)
+
+    monkeypatch.setattr(fine_tuning, "encode_detections", encode)
+    monkeypatch.setattr(fine_tuning, "open_clip_source", lambda *a, **k: ("none", None))
+    monkeypatch.setattr(fine_tuning, "build_cm_clip", lambda *a: object())
+    run, rescoring = _run(base, tmp_path), {"label_spaces": ["novel+background"]}
+    options = {"clip": {"model": "none", "path_only": True}, "cm_clip": rescoring, "losses": ("ce",)}
+    params = _params(base, **options, score_thresh=0.16)  # about the middle of what this detector says
+    rows = {row["rescoring"]: row for row in fine_tuning.fine_tuning_grid(params, run)}
+    before, after, test = fine_tuning.stored_before_after(params, run)
+    stored = Detections.load(tmp_path / "detections" / "seed0-kshot-ce.npz")
+    assert 0 < len(before) == len(after) == (stored.scores > 0.16).sum() < len(stored)
+    evaluator = evaluator_for(test, groups={"novel": test.class_names})
+    assert rows["none"]["nAP"] == evaluator.evaluate(before)["nAP"]
+    assert rows["cm_clip"]["nAP"] == evaluator.evaluate(after)["nAP"] != rows["none"]["nAP"]
+    for row in rows.values():
+        assert row["above_thresh"] == row["num_detections"] == len(before) / len(test)
+
+
 def test_kept_weights_detect_what_was_stored(base, tmp_path):
-    params = _params(base, losses=("ce",), keep_weights=True, score_thresh=0.05)
+    params = _params(base, losses=("ce",), keep_weights=True)
     rows = fine_tuning.fine_tuning_grid(params, _run(base, tmp_path))
     source = CheckpointSource(path=str(tmp_path / "weights" / "seed0-kshot-ce.pth"))
-    evaluation = EvaluateParams(profile="t", data=base.data, checkpoint=source, score_thresh=0.05)
+    evaluation = EvaluateParams(profile="t", data=base.data, checkpoint=source)
     run = SimpleNamespace(dir=tmp_path / "evaluation", device="cpu", rows=_Rows())
     (row,) = evaluate_checkpoint(evaluation, run)
     stored = Detections.load(tmp_path / "detections" / "seed0-kshot-ce.npz")
