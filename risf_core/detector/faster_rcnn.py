@@ -101,10 +101,9 @@ class FasterRCNN(nn.Module):
         """
         if self.params.min_size is None:
             return image
-        height, width = image.shape[-2:]
-        scale = (short_side or self.params.min_size[-1]) / min(height, width)
-        scale = min(scale, self.params.max_size / max(height, width)) if self.params.max_size else scale
-        new_height, new_width = int(height * scale + 0.5), int(width * scale + 0.5)
+        new_height, new_width = resized_size(
+            tuple(image.shape[-2:]), short_side or self.params.min_size[-1], self.params.max_size
+        )
         resized = Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).resize(
             (new_width, new_height), Image.Resampling.BILINEAR
         )
@@ -234,6 +233,19 @@ class FasterRCNN(nn.Module):
         """Detections of one already resized BGR uint8 image [3, H, W]: the entry of parity checks."""
         batch, sizes = self.batch([image.flip(0)])
         return self.detect(batch, sizes, [output_size], **cuts)[0]
+
+
+def resized_size(size: Size, short_side: int, max_size: int) -> Size:
+    """The (height, width) that detectron2 resizes to: scaled to the short side first, and then down to ``max_size``.
+
+    One scale for both steps would round another way where a side falls on half a pixel (2448x1224 at 800 and 1333).
+    """
+    scale = short_side / min(size)
+    scaled = [float(short_side) if side == min(size) else scale * side for side in size]
+    if max(scaled) > max_size:
+        scale = max_size / max(scaled)
+        scaled = [scale * side for side in scaled]
+    return int(scaled[0] + 0.5), int(scaled[1] + 0.5)
 
 
 def scale_targets(

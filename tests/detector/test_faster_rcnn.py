@@ -1,9 +1,11 @@
 """The detector's contract: inputs, outputs, what learns, and how images are prepared."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.detector.faster_rcnn import FasterRCNN, resized_size
 from risf_core.errors import DataError
 from risf_core.params import DetectorParams
 
@@ -103,6 +105,42 @@ def test_resize_follows_short_and_long_side():
     )
     image = torch.zeros(3, 7, 9, dtype=torch.uint8)
     assert FasterRCNN(DetectorParams(**TINY), 3).resize(image) is image
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [
+        ((480, 640), 800, (800, 1067)),  # 640 x 5/3 = 1066.67
+        ((375, 500), 480, (480, 640)),
+        ((500, 333), 800, (1201, 800)),  # 1201.2
+        ((240, 640), 800, (500, 1333)),  # 2133.3 is too long: 800 x 1333 / 2133.3 = 499.9
+        (
+            (2448, 1224),
+            800,
+            (1333, 667),
+        ),  # 800 x 1333 / 1600 = 666.5; in one step, 1224 x 1333 / 2448, it is 666
+        ((300, 300), 608, (608, 608)),
+    ],
+)
+def test_sizes_are_detectron2_s(size, short_side, expected):
+    assert resized_size(size, short_side, 1333) == expected
+
+
+def test_pixels_are_resized_by_pil_s_bilinear_filter_mirrored_or_not():
+    """detectron2 resizes and then mirrors; here the image comes mirrored, which is the same to the last bit."""
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((86, 60), Image.Resampling.BILINEAR))
+    detector = FasterRCNN(DetectorParams(**TINY, min_size=(60,), max_size=1333), 3)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    np.testing.assert_array_equal(detector.resize(image).permute(1, 2, 0).numpy(), expected)
+    np.testing.assert_array_equal(detector.resize(image.flip(-1)).permute(1, 2, 0).numpy(), expected[:, ::-1])
+
+
+def test_training_draws_the_short_side_from_the_list_and_evaluation_takes_the_last():
+    detector = FasterRCNN(DetectorParams(**TINY, min_size=(48, 56, 64), max_size=100), 3)
+    assert {detector.train().draw_short_side() for _ in range(50)} == {48, 56, 64}
+    image = torch.zeros(3, 32, 40, dtype=torch.uint8)
+    assert detector.eval().draw_short_side() is None and detector.resize(image).shape == (3, 64, 80)
 
 
 def test_boxes_come_back_in_original_pixels():
