@@ -10,7 +10,11 @@ class ParamsError(RisfError):
 
 
 class DataError(RisfError):
-    """An image, an annotation file or a path of the data is wrong."""
+    """An image, an annotation file or a path of the data is wrong; `problems` are all findings, one line each."""
+
+    def __init__(self, message: str, *, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class SplitError(RisfError):

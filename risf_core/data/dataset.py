@@ -82,12 +82,14 @@ class DetectionData:
         class_names: The classes; a label is a position in this tuple. Background is not a class.
         category_ids: Id of each class in the data set's own files, in the order of `class_names`.
         images: The images with their annotations.
+        dropped: A line for each impossible box that was dropped on request when the files were read.
     """
 
     name: str
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     images: tuple[ImageRecord, ...]
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.category_ids):
@@ -205,7 +207,8 @@ def merge_images(parts: Sequence[DetectionData], *, name: str, class_names: Sequ
             next_id += 1
         taken.add(merged[position].image_id)
     merged.sort(key=lambda record: record.image_id)
-    return DetectionData(name, names, tuple(ids[class_name] for class_name in names), tuple(merged))
+    dropped = tuple(line for part in parts for line in part.dropped)
+    return DetectionData(name, names, tuple(ids[class_name] for class_name in names), tuple(merged), dropped)
 
 
 def _join_records(records: list[ImageRecord]) -> ImageRecord:

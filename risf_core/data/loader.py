@@ -173,7 +173,5 @@ def check_images(data: DetectionData) -> None:
             problems.append(str(error))
     if problems:
         more = f"\n{len(problems)} bad images of {len(data)} in {data.name}." if len(problems) > 1 else ""
-        error = DataError("\n".join(problems[:5]) + more)
-        error.problems = tuple(problems)
-        raise error
+        raise DataError("\n".join(problems[:5]) + more, problems=tuple(problems))
     logger.info("%s: %d images decoded, all whole", data.name, len(data))

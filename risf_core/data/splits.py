@@ -16,15 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from risf_core.data.dataset import DetectionData, ImageRecord
-from risf_core.data.voc import devkit_files, load_files
+from risf_core.data.problems import Problems
+from risf_core.data.voc import VOC_CLASSES, devkit_files, load_devkit_files
 from risf_core.errors import DataError, SplitError
 
 logger = logging.getLogger(__name__)
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 VOC_NOVEL = {
     1: ("bird", "bus", "cow", "motorbike", "sofa"),
     2: ("aeroplane", "bottle", "cow", "horse", "sofa"),
@@ -165,11 +162,11 @@ def _load_listed(
         raise DataError(
             f"{where}: {len(of_2012)} images are of 2012, e.g. {of_2012[0]}. Expected a voc2012 folder."
         )
-    problems: list[str] = []
+    problems = Problems(voc2007)
     files = devkit_files(voc2007, [text for text in ids if "_" not in text], problems)
     if of_2012:
         files += devkit_files(voc2012, of_2012, problems)
-    return load_files(files, class_names=class_names, known=VOC_CLASSES, name=where, problems=problems)
+    return load_devkit_files(files, class_names=class_names, name=where, problems=problems)
 
 
 def _single_objects(record: ImageRecord, label: int) -> list[ImageRecord]:

@@ -4,16 +4,15 @@ VOC counts pixels from 1 and means the last one with xmax and ymax. Like detectr
 leave xmax and ymax, so that a box reaches from the outer edge of its first pixel to that of its last one.
 
 XML files come from strangers: they are read through defusedxml, which refuses entities. Whatever is wrong is collected
-and reported in one error; ``python -m risf_core.data.voc IMAGES [ANNOTATIONS]`` lists every problem of a folder.
+and reported in one error; ``python -m risf_core.data.check FOLDER`` lists every problem, and decodes the images.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
+import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,17 +22,22 @@ import numpy as np
 from defusedxml import ElementTree
 from PIL import Image
 
-from risf_core.data.dataset import DetectionData, ImageRecord, summarize
-from risf_core.errors import DataError, RisfError
+from risf_core.data.dataset import DetectionData, ImageRecord
+from risf_core.data.problems import Problems
+from risf_core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}  # in any case of letters
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+NOT_FINITE = ("NaN box", "infinite box")
 OUTSIDE_TOLERANCE = 1.0  # pixels; tools that count from 0 write boxes one pixel to the left
-SHOWN_PROBLEMS = 5  # in the message of an error; all are in its `problems`
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the values that exchange width and height
 VOC_ID = re.compile(r"(\d{4}_)?\d{6}")
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
 
 
 class XmlFile(NamedTuple):
@@ -45,13 +49,28 @@ class XmlFile(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """What one file says: boxes float64 [N, 4] are its own numbers xmin, ymin, xmax, ymax."""
+    """What one file says of its well-formed objects.
+
+    Attributes:
+        width, height: Of the image; 0 where the file does not say them.
+        names: Class of each object.
+        boxes: float64 [N, 4], the file's own numbers xmin, ymin, xmax, ymax.
+        is_difficult: bool [N].
+        positions: int64 [N], where they stand in the file, from 1.
+    """
 
     width: int
     height: int
     names: list[str]
     boxes: np.ndarray
     is_difficult: np.ndarray
+    positions: np.ndarray
+
+    def keep(self, mask: np.ndarray) -> Annotation:
+        """The annotation with the objects of a bool mask [N] alone."""
+        names = [name for name, kept in zip(self.names, mask, strict=True) if kept]
+        arrays = (self.boxes, self.is_difficult, self.positions)
+        return Annotation(self.width, self.height, names, *(array[mask] for array in arrays))
 
 
 def load_voc(
@@ -70,11 +89,20 @@ def load_voc(
     Raises:
         DataError: If a list is missing or anything in the files is wrong; the error's `problems` are all findings.
     """
-    problems: list[str] = []
+    problems = Problems(parts[0][0])
     files = []
     for folder, image_set in parts:
         files += devkit_files(folder, read_image_set(folder, image_set), problems)
-    return load_files(files, class_names=class_names, known=class_names, name=name, problems=problems)
+    return load_devkit_files(files, class_names=class_names, name=name, problems=problems)
+
+
+def load_devkit_files(
+    files: Sequence[XmlFile], *, class_names: Sequence[str], name: str, problems: Problems
+) -> DetectionData:
+    """Read annotation files of devkits; `problems` that there are already are reported with those of the files."""
+    read = read_files(files, problems, class_names=VOC_CLASSES)
+    problems.raise_if_any("--params PARAMS.yaml, or the devkit's folder")
+    return to_data(read, known=VOC_CLASSES, name=name).select_classes(class_names)
 
 
 def read_image_set(folder: str | Path, image_set: str) -> list[str]:
@@ -87,7 +115,7 @@ def read_image_set(folder: str | Path, image_set: str) -> list[str]:
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def devkit_files(folder: str | Path, ids: Iterable[str], problems: list[str]) -> list[XmlFile]:
+def devkit_files(folder: str | Path, ids: Iterable[str], problems: Problems) -> list[XmlFile]:
     """The files of some images of a devkit; what is missing goes to `problems`."""
     folder = Path(folder)
     images = images_by_stem(folder / "JPEGImages", problems)
@@ -95,9 +123,10 @@ def devkit_files(folder: str | Path, ids: Iterable[str], problems: list[str]) ->
     for text in ids:
         path = folder / "Annotations" / f"{text}.xml"
         if not VOC_ID.fullmatch(text):
-            problems.append(f"{folder}: image id {text!r}; expected six digits, perhaps after a year and '_'")
+            line = f"image id {text!r}; expected six digits, perhaps after a year and '_'"
+            problems.add("wrong value", line, file=folder)
         elif text not in images:
-            problems.append(f"{folder / 'JPEGImages'}: there is no image {text}")
+            problems.add("unknown image", f"there is no image {text}", file=folder / "JPEGImages")
         else:
             files.append(XmlFile(image_number(text), path, images[text]))
     return files
@@ -135,38 +164,40 @@ def load_xml_folder(
         DataError: If anything is wrong; the error's `problems` are all findings.
         SplitError: If a class of `class_names` is in no file (with the nearest name), or is listed twice.
     """
-    images_dir, folder = Path(images_dir), Path(annotations_dir or images_dir)
-    problems: list[str] = []
+    folder = Path(annotations_dir or images_dir)
+    problems = Problems(folder)
+    read = read_files(xml_files(Path(images_dir), folder, problems), problems, drop_invalid=drop_invalid)
+    for file, annotation in read:
+        _check_size(file, annotation, problems)
+    problems.raise_if_any(str(folder) if folder == Path(images_dir) else f"{folder} {images_dir}")
+    data = to_data(read, known=known, name=name or Path(images_dir).name, dropped=problems.dropped)
+    return data if class_names is None else data.select_classes(class_names)
+
+
+def xml_files(images_dir: Path, folder: Path, problems: Problems) -> list[XmlFile]:
+    """The XML files of a folder with their images; what is missing goes to `problems`."""
     images = images_by_stem(images_dir, problems)
     paths = sorted(folder.glob("*.xml")) if folder.is_dir() else []
     if not paths and images:
-        problems.append(f"{folder}: there is no XML file")
+        problems.add("missing file", "there is no XML file", file=folder)
     files = []
     for number, path in enumerate(paths, start=1):
         if path.stem in images:
             files.append(XmlFile(number, path, images[path.stem]))
         else:
-            problems.append(f"{path}: there is no image {path.stem}.* in {images_dir}")
+            problems.add("unknown image", f"there is no image {path.stem}.* in {images_dir}", file=path)
     without = sorted(images.keys() - {path.stem for path in paths})
     if without:
         logger.warning(
             "%s: %d images have no XML file and are left out, e.g. %s", images_dir, len(without), without[0]
         )
-    return load_files(
-        files,
-        class_names=class_names,
-        known=known,
-        name=name or images_dir.name,
-        problems=problems,
-        check_sizes=True,
-        drop_invalid=drop_invalid,
-    )
+    return files
 
 
-def images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
+def images_by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
     """The image files of a folder by their name without ending, which may be .jpg or .JPG."""
     if not folder.is_dir():
-        problems.append(f"the image folder {folder} does not exist")
+        problems.add("missing file", "the image folder does not exist", file=folder)
         return {}
     found: dict[str, Path] = {}
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -174,136 +205,170 @@ def images_by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
         if ending.lower() not in IMAGE_ENDINGS:
             continue
         if stem in found:
-            problems.append(f"{folder}: images {found[stem].name} and {entry.name} have the same name")
+            line = f"images {found[stem].name} and {entry.name} have the same name"
+            problems.add("duplicate image", line, file=folder)
         found[stem] = folder / entry.name
     if not found:
-        problems.append(f"{folder}: there is no image")
+        problems.add("missing file", "there is no image", file=folder)
     return found
 
 
-def load_files(
+def read_files(
     files: Sequence[XmlFile],
+    problems: Problems,
     *,
-    class_names: Sequence[str] | None,
-    known: Sequence[str],
-    name: str,
-    problems: list[str],
-    check_sizes: bool = False,
+    class_names: Sequence[str] | None = None,
     drop_invalid: bool = False,
-) -> DetectionData:
-    """Read annotation files and put them together; earlier `problems` are reported with those of the files."""
-    read: list[tuple[XmlFile, Annotation]] = []
-    num_dropped = 0
+) -> list[tuple[XmlFile, Annotation]]:
+    """Read annotation files and check all that is in them, but for the images.
+
+    Args:
+        files: What to read.
+        problems: Where to report.
+        class_names: The only classes that objects may have; None allows all.
+        drop_invalid: Report boxes not finite, without size or outside as dropped, not as problems.
+
+    Returns:
+        The readable files, each with its sound objects.
+    """
+    read = []
     for file in sorted(files):
-        annotation = read_annotation(file.annotation, problems)
+        annotation = read_annotation(file.annotation, problems, drop_invalid=drop_invalid)
         if annotation is None:
             continue
-        if check_sizes:
-            _check_size(file, annotation, problems)
-        annotation, dropped = _check_boxes(file, annotation, problems, drop_invalid=drop_invalid)
-        num_dropped += dropped
-        read.append((file, annotation))
-    _raise_if_any(problems, name)
-    if num_dropped:
-        logger.warning("%s: %d boxes are invalid and dropped", name, num_dropped)
+        for name, position in zip(annotation.names, annotation.positions, strict=True):
+            if class_names is not None and name not in class_names:
+                line = (
+                    f"object {position} ({name}): expected one of the {len(class_names)} classes of the set"
+                )
+                problems.add("unknown category", line, file=file.annotation)
+        read.append((file, _check_boxes(file, annotation, problems, drop_invalid=drop_invalid)))
+    return read
+
+
+def to_data(
+    read: Sequence[tuple[XmlFile, Annotation]],
+    *,
+    known: Sequence[str],
+    name: str,
+    dropped: Sequence[str] = (),
+) -> DetectionData:
+    """Put files together; classes by name, with the `known` ones even if they have no box."""
     names = sorted({name for _, annotation in read for name in annotation.names} | set(known))
     images = tuple(_record(file, annotation, names) for file, annotation in read)
-    data = DetectionData(name, tuple(names), tuple(range(1, len(names) + 1)), images)
-    return data if class_names is None else data.select_classes(class_names)
+    return DetectionData(name, tuple(names), tuple(range(1, len(names) + 1)), images, tuple(dropped))
 
 
-def read_annotation(path: Path, problems: list[str]) -> Annotation | None:
-    """Read one file; None, with the reasons in `problems`, if something in it is wrong."""
+def read_annotation(path: Path, problems: Problems, *, drop_invalid: bool = False) -> Annotation | None:
+    """Read one file; its well-formed objects, or None if it is not readable at all."""
     try:
         root = ElementTree.fromstring(path.read_bytes())
     except FileNotFoundError:
-        problems.append(f"{path}: there is no such annotation file")
+        problems.add("missing file", "there is no such annotation file", file=path)
         return None
-    except (SyntaxError, ValueError, OSError) as error:  # defusedxml refuses entities with a ValueError
-        problems.append(f"{path}: not readable as XML ({error or type(error).__name__})")
+    except (
+        SyntaxError,
+        ValueError,
+        LookupError,
+        OSError,
+    ) as error:  # entities: ValueError; encodings: LookupError
+        problems.add("unreadable file", f"not readable as XML ({error or type(error).__name__})", file=path)
         return None
-    found: list[str] = []
-    size = [_number(root, f"size/{key}", found) for key in ("width", "height")]
-    if None not in size and (min(size) < 1 or any(side % 1 for side in size)):
-        found.append(f"size is {size[0]:g}x{size[1]:g}; expected whole pixels above 0")
-    names, boxes, difficult = [], [], []
+    size, faults = [], []
+    for key in ("width", "height"):
+        value, fault = _number(root, f"size/{key}")
+        size.append(value)
+        faults += [fault] if fault else []
+    if not faults and (min(size) < 1 or any(side % 1 for side in size)):
+        faults.append(("wrong value", f"size is {size[0]:g}x{size[1]:g}; expected whole pixels above 0"))
+    for kind, line in faults:
+        problems.add(kind, line, file=path)
+    width, height = (0, 0) if faults else map(int, size)
+    objects = []
     for position, element in enumerate(root.findall("object"), start=1):
-        before = len(found)
-        name = (element.findtext("name") or "").strip()
-        if not name:
-            found.append("has no 'name'")
-        box = [_number(element, f"bndbox/{corner}", found) for corner in CORNERS]
-        flag = (element.findtext("difficult") or "0").strip()
-        if flag not in ("0", "1"):
-            found.append(f"difficult is {flag!r}; expected 0 or 1")
-        found[before:] = [f"object {position} ({name or 'without name'}): {line}" for line in found[before:]]
-        names.append(name)
-        boxes.append(box)
-        difficult.append(flag == "1")
-    problems += [f"{path}: {line}" for line in found]
-    if found:
-        return None
-    boxes_array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    return Annotation(int(size[0]), int(size[1]), names, boxes_array, np.array(difficult, dtype=bool))
+        name, box, is_difficult, faults = _read_object(element)
+        for kind, line in faults:
+            line = f"object {position} ({name or 'without name'}): {line}"
+            if drop_invalid and kind in NOT_FINITE:
+                problems.dropped.append(f"{path}: {line}")
+            else:
+                problems.add(kind, line, file=path)
+        if not faults:
+            objects.append((name, box, is_difficult, position))
+    names, boxes, flags, positions = zip(*objects, strict=True) if objects else ((), (), (), ())
+    return Annotation(
+        width,
+        height,
+        list(names),
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(flags, dtype=bool),
+        np.array(positions, dtype=np.int64),
+    )
 
 
-def _number(element: Element, path: str, found: list[str]) -> float | None:
+def _read_object(element: Element) -> tuple[str, list[float], bool, list[tuple[str, str]]]:
+    """Class name, corners and difficult flag of an object, and the kind and words of each fault in them."""
+    name = (element.findtext("name") or "").strip()
+    faults = [] if name else [("missing key", "has no 'name'")]
+    corners = [_number(element, f"bndbox/{corner}") for corner in CORNERS]
+    faults += [fault for _, fault in corners if fault]
+    flag = (element.findtext("difficult") or "0").strip()
+    if flag not in ("0", "1"):
+        faults.append(("wrong value", f"difficult is {flag!r}; expected 0 or 1"))
+    return name, [value for value, _ in corners], flag == "1", faults
+
+
+def _number(element: Element, path: str) -> tuple[float, tuple[str, str] | None]:
+    """The number at a path, and kind and words of what is wrong with it, or None."""
     text = element.findtext(path)
     if text is None:
-        found.append(f"has no '{path}'")
-        return None
+        return math.nan, ("missing key", f"has no '{path}'")
     try:
         value = float(text)
     except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        found.append(f"{path} is {text.strip()!r}; expected a number")
-        return None
-    return value
+        return math.nan, ("wrong type", f"{path} is {text.strip()!r}; expected a number")
+    if math.isfinite(value):
+        return value, None
+    return value, (NOT_FINITE[math.isinf(value)], f"{path} is {text.strip()!r}; expected a number")
 
 
-def _check_size(file: XmlFile, annotation: Annotation, problems: list[str]) -> None:
+def _check_size(file: XmlFile, annotation: Annotation, problems: Problems) -> None:
     """Compare the stated size with that of the upright image; the image is not decoded here."""
     try:
         with Image.open(file.image) as image:
             size = image.size if image.getexif().get(EXIF_ORIENTATION) not in TURNED else image.size[::-1]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        problems.append(f"{file.image}: not readable as an image ({error})")
+        problems.add("unreadable image", f"not readable as an image ({error})", file=file.image)
         return
     stated = (annotation.width, annotation.height)
-    if size != stated:
-        problems.append(
-            f"{file.annotation}: states {stated[0]}x{stated[1]} pixels, but {file.image.name} has {size[0]}x{size[1]}"
-        )
+    if size != stated and stated != (0, 0):
+        line = f"states {stated[0]}x{stated[1]} pixels, but {file.image.name} has {size[0]}x{size[1]}"
+        problems.add("wrong image size", line, file=file.annotation)
 
 
 def _check_boxes(
-    file: XmlFile, annotation: Annotation, problems: list[str], *, drop_invalid: bool
-) -> tuple[Annotation, int]:
-    """Report or drop boxes without size or outside their image; the annotation without them, and their number."""
+    file: XmlFile, annotation: Annotation, problems: Problems, *, drop_invalid: bool
+) -> Annotation:
+    """Report boxes without size or outside their image; the annotation without them."""
     low, high = annotation.boxes[:, :2] - 1, annotation.boxes[:, 2:]
     size = np.array([annotation.width, annotation.height])
-    has_size = (high > low).all(axis=1)
+    sides = (high - low).min(axis=1)  # the shorter one
     inside = (low >= -OUTSIDE_TOLERANCE).all(axis=1) & (high <= size + OUTSIDE_TOLERANCE).all(axis=1)
     inside &= (np.minimum(high, size) > np.maximum(low, 0)).all(axis=1)
-    valid = has_size & inside
-    if valid.all():
-        return annotation, 0
-    for position in np.flatnonzero(~valid):
-        box = ", ".join(f"{value:g}" for value in annotation.boxes[position])
-        what = (
-            f"lies outside its image of {size[0]}x{size[1]} pixels" if has_size[position] else "has no size"
-        )
-        if not drop_invalid:
-            problems.append(
-                f"{file.annotation}: object {position + 1} ({annotation.names[position]}): box [{box}] {what}. "
-                "Expected xmin, ymin, xmax, ymax from 1 to the image's width and height"
-            )
-    names = [name for name, good in zip(annotation.names, valid) if good]
-    kept = annotation._replace(
-        names=names, boxes=annotation.boxes[valid], is_difficult=annotation.is_difficult[valid]
-    )
-    return kept, int((~valid).sum())
+    inside |= annotation.width == 0  # a size that is wrong is reported already
+    valid = (sides > 0) & inside
+    for number in np.flatnonzero(~valid):
+        kind, what = "box outside", f"lies outside its image of {size[0]}x{size[1]} pixels"
+        if sides[number] <= 0:
+            kind, what = "negative box" if sides[number] < 0 else "empty box", "has no size"
+        box = ", ".join(f"{value:g}" for value in annotation.boxes[number])
+        line = f"object {annotation.positions[number]} ({annotation.names[number]}): box [{box}] {what}"
+        if drop_invalid:
+            problems.dropped.append(f"{file.annotation}: {line}")
+        else:
+            line += ". Expected xmin, ymin, xmax, ymax from 1 to the image's width and height"
+            problems.add(kind, line, file=file.annotation)
+    return annotation.keep(valid)
 
 
 def _record(file: XmlFile, annotation: Annotation, names: list[str]) -> ImageRecord:
@@ -320,37 +385,3 @@ def _record(file: XmlFile, annotation: Annotation, names: list[str]) -> ImageRec
         is_crowd=np.zeros(len(labels), dtype=bool),
         is_difficult=annotation.is_difficult,
     )
-
-
-def _raise_if_any(problems: list[str], name: str) -> None:
-    if not problems:
-        return
-    count = len(problems)
-    shown = [problems[0], *(f"  {line}" for line in problems[1:SHOWN_PROBLEMS])]
-    if count > SHOWN_PROBLEMS:
-        shown.append(f"  ... {count - SHOWN_PROBLEMS} more")
-    todo = "Fix the files. Every problem of a folder: python -m risf_core.data.voc IMAGES [ANNOTATIONS]"
-    shown.append(f"{name}: {count} problem{'s' if count > 1 else ''} in total. {todo}")
-    error = DataError("\n".join(shown))
-    error.problems = tuple(problems)
-    raise error
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check a folder of images with XML files: print every problem (exit 1) or the counts (exit 0)."""
-    parser = argparse.ArgumentParser(prog="python -m risf_core.data.voc", description=main.__doc__)
-    parser.add_argument("images", type=Path, help="folder of the images")
-    parser.add_argument("annotations", type=Path, nargs="?", help="folder of the XML files, if not the same")
-    options = parser.parse_args(arguments)
-    try:
-        data = load_xml_folder(options.images, options.annotations)
-    except RisfError as error:
-        problems = getattr(error, "problems", ())
-        print("\n".join([*problems, f"{len(problems)} problems in {options.images}"]) if problems else error)
-        return 1
-    print(summarize({data.name: data}).to_string())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from risf_core.data.loader import check_images
-from risf_core.data.voc import image_number, load_voc, load_xml_folder, main
+from risf_core.data.voc import image_number, load_voc, load_xml_folder
 from risf_core.errors import DataError, SplitError
 from tests.data.voc_files import write_devkit, write_pair, xml_text
 
@@ -65,6 +65,14 @@ def test_a_missing_image_set_says_which_there_are(tmp_path):
         load_voc([(devkit(tmp_path), "train")], class_names=CLASSES)
     with pytest.raises(DataError, match="Expected a devkit's folder"):
         load_voc([(tmp_path / "nowhere", "train")], class_names=CLASSES)
+
+
+def test_a_class_that_voc_does_not_have_is_refused(tmp_path):
+    folder = write_devkit(
+        tmp_path / "VOC2007", {"000005": [("brid", (1, 1, 9, 9))]}, {"trainval": ["000005"]}
+    )
+    found = problems_of(lambda: load_voc([(folder, "trainval")], class_names=CLASSES))
+    assert len(found) == 1 and "object 1 (brid): expected one of the 20 classes" in found[0]
 
 
 def test_missing_files_of_a_devkit_are_reported_together(tmp_path):
@@ -163,18 +171,28 @@ def test_all_faults_of_a_folder_are_in_one_error(tmp_path):
     write_pair(tmp_path, "b", [("", (1, 1, 5, 5))])
     (tmp_path / "c.xml").write_text(xml_text([]))
     (tmp_path / "b.png").write_bytes(b"")
-    with pytest.raises(DataError, match="5 problems in total") as caught:
+    with pytest.raises(DataError, match="6 problems in total") as caught:
         load_xml_folder(tmp_path)
-    kinds = ("have the same name", "no image c.*", "has no size", "lies outside", "has no 'name'")
+    kinds = (
+        "have the same name",
+        "no image c.*",
+        "has no size",
+        "lies outside",
+        "has no 'name'",
+        "b.png: not readable",
+    )
     assert all(any(kind in line for line in caught.value.problems) for kind in kinds)
-    assert len(caught.value.problems) == 5
+    assert len(caught.value.problems) == 6
 
 
 def test_invalid_boxes_are_dropped_on_request(tmp_path, caplog):
-    write_pair(tmp_path, "a", [("ace", (5, 5, 4, 9)), ("ten", (1, 1, 5, 5), True)])
+    objects = [("ace", (5, 5, 4, 9)), ("ten", (1, 1, 5, 5), True), ("ten", (1, "inf", 5, 5))]
+    write_pair(tmp_path, "a", objects)
     data = load_xml_folder(tmp_path, drop_invalid=True)
     assert data.counts() == {"ten": 1} and data.images[0].is_difficult.tolist() == [True]
-    assert "1 boxes are invalid and dropped" in caplog.text
+    assert "2 boxes are invalid and dropped" in caplog.text
+    assert [line.split(": ")[1] for line in data.dropped] == ["object 3 (ten)", "object 1 (ace)"]
+    assert data.select_classes(["ten"]).dropped == data.dropped
 
 
 def test_an_image_that_is_turned_by_exif_has_its_upright_size(tmp_path):
@@ -182,7 +200,8 @@ def test_an_image_that_is_turned_by_exif_has_its_upright_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
-    assert "states 40x30 pixels, but a.jpg has 30x40" in problems_of(lambda: load_xml_folder(tmp_path))[0]
+    found = problems_of(lambda: load_xml_folder(tmp_path))
+    assert "lies outside" in found[0] and "states 40x30 pixels, but a.jpg has 30x40" in found[1]
     (tmp_path / "a.xml").write_text(xml_text([("ace", (1, 1, 30, 40))], width=30, height=40))
     data = load_xml_folder(tmp_path)
     check_images(data)
@@ -194,16 +213,6 @@ def test_wrong_folders_are_named(tmp_path):
     assert "there is no image" in problems_of(lambda: load_xml_folder(tmp_path))[0]
     Image.new("RGB", (8, 8)).save(tmp_path / "d.png")
     assert "there is no XML file" in problems_of(lambda: load_xml_folder(tmp_path))[0]
-
-
-def test_the_command_lists_every_problem_or_the_counts(tmp_path, capsys):
-    for number in range(7):
-        write_pair(tmp_path, f"{number}", [("ace", (5, 5, 4, 9))])
-    assert main([str(tmp_path)]) == 1
-    assert capsys.readouterr().out.count("has no size") == 7
-    for number in range(7):
-        write_pair(tmp_path, f"{number}", [("ace", (1, 1, 4, 9))])
-    assert main([str(tmp_path)]) == 0 and "ace" in capsys.readouterr().out
 
 
 def test_real_photographs_of_playing_cards():
