@@ -236,7 +236,15 @@ class Detectron2RCNN(FasterRCNN):
         ]
         with EventStorage():
             drawn = self.roi_heads.label_and_sample_proposals(given, objects)
-        return [SampledRoIs(one.proposal_boxes.tensor, one.gt_classes, one.gt_boxes.tensor) for one in drawn]
+        return [
+            SampledRoIs(
+                one.proposal_boxes.tensor,
+                one.gt_classes,
+                # detectron2 gives no such field to an image without objects
+                one.gt_boxes.tensor if one.has("gt_boxes") else torch.zeros_like(one.proposal_boxes.tensor),
+            )
+            for one in drawn
+        ]
 
     def sample(self, labels: Tensor) -> Tensor:
         """Indices of the RoIs of one image that are trained on."""
