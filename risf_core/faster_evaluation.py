@@ -1,7 +1,7 @@
 """COCO's average precision by faster-coco-eval, an optional package that does the same in C++.
 
-pycocotools stays what our numbers are made with; this engine gives the same ones (a test compares them, where it is
-installed) in a fraction of the time, which shows on all of COCO's test images.
+pycocotools stays what our numbers are made with; this engine gives the same ones (a test compares them where it is
+installed) in less time, which shows on all of COCO's test images.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,6 @@ from risf_core.detections import Detections, xyxy_to_xywh
 from risf_core.errors import DataError
 from risf_core.evaluation import Evaluator
 
-INSTALL = "Install it (pip install faster-coco-eval), or take engine: pycocotools."
-
 
 class FasterEvaluator(Evaluator):
     """`Evaluator` with faster-coco-eval instead of pycocotools.
@@ -25,14 +23,17 @@ class FasterEvaluator(Evaluator):
 
     def __init__(self, data: DetectionData, **options) -> None:
         super().__init__(data, **options)
+        if any(image.is_difficult.any() for image in data.images):
+            raise DataError(
+                f"{data.name} has difficult boxes, which faster-coco-eval cannot leave out. Take engine: pycocotools."
+            )
         try:
             from faster_coco_eval import COCO, COCOeval_faster
         except ImportError as error:
-            raise DataError(f"the package faster-coco-eval is not here ({error}). {INSTALL}") from error
-        if any(image.is_difficult.any() for image in data.images):
             raise DataError(
-                f"{data.name} has difficult boxes, which faster-coco-eval cannot leave out. {INSTALL}"
-            )
+                f"the package faster-coco-eval is not here ({error}). Install it (pip install faster-coco-eval), or "
+                "take engine: pycocotools."
+            ) from error
         self._engine = COCOeval_faster
         self._truth = COCO(_coco_dataset(data))
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError, SplitError
 from risf_core.evaluation import Evaluator, evaluate, proposal_recall
+from risf_core.voc_evaluation import evaluator_for
 
 CLASSES = ("anchor", "star", "key")
 GROUPS = {"base": ("anchor",), "novel": ("star", "key")}
+REAL = Path(os.environ.get("RISF_REAL") or Path(os.environ.get("RISF_REFERENCE", "none")).parent / "real")
 BOX, OTHER, FAR = [10, 10, 30, 30], [50, 50, 90, 70], [60, 5, 80, 25]
 
 
@@ -227,11 +231,12 @@ def test_an_evaluator_can_be_used_again_and_changes_nothing():
     np.testing.assert_array_equal(detections.scores, scores)
 
 
-def test_equals_pycocotools_on_its_own_files():
-    """The 100-image ground truth and the fake results that come with pycocotools, against the stock path."""
-    folder = Path(os.environ.get("RISF_REFERENCE", "none")).parent / "real" / "coco_eval_parity"
+@pytest.fixture(scope="module")
+def parity():
+    """The 100-image ground truth and the fake results that come with pycocotools: as it reads them, and as ours."""
+    folder = REAL / "coco_eval_parity"
     if not folder.is_dir():
-        pytest.skip("RISF_REFERENCE does not point at a folder beside real/coco_eval_parity")
+        pytest.skip("neither RISF_REAL nor RISF_REFERENCE leads to real/coco_eval_parity")
     content = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     ids = sorted(category["id"] for category in content["categories"])
@@ -242,24 +247,75 @@ def test_equals_pycocotools_on_its_own_files():
         return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
     for row in content["annotations"]:
-        objects[row["image_id"]].append(
-            (corners(row["bbox"]), ids.index(row["category_id"]), bool(row["iscrowd"]))
-        )
+        label = ids.index(row["category_id"])
+        objects[row["image_id"]].append((corners(row["bbox"]), label, bool(row["iscrowd"])))
+    images = tuple(image(key, rows) for key, rows in objects.items())
     data = DetectionData(
-        "parity", names, tuple(ids), tuple(image(key, rows) for key, rows in objects.items())
-    )
+        "voc_2007_test_novel1", names, tuple(ids), images
+    )  # a name that should decide nothing
     rows = [
         (row["image_id"], corners(row["bbox"]), ids.index(row["category_id"]), row["score"])
         for row in results
     ]
-    result = evaluate(detections_of(*rows, class_names=names), data)
+    return data, detections_of(*rows, class_names=names), content, results
 
+
+def test_equals_pycocotools_on_its_own_files(parity):
+    """Exactly; base and novel are the classes that are listed, whatever the data set is called."""
+    data, detections, content, results = parity
+    groups = {"base": data.class_names[3::2], "novel": data.class_names[2::2]}
+    result = evaluate(detections, data, groups=groups)
     precision = stock_precision(content, results)
-    assert result["AP"] == mean_of(precision) and result["AP"] == pytest.approx(50.46, abs=0.005)
-    assert result["AP50"] == mean_of(precision[0]) and result["AP75"] == mean_of(precision[5])
-    for label, name in enumerate(names):
+    for prefix, columns in (("", slice(None)), ("b", slice(3, None, 2)), ("n", slice(2, None, 2))):
+        for metric, thresholds in (("AP", slice(None)), ("AP50", 0), ("AP75", 5)):
+            assert result[prefix + metric] == mean_of(precision[thresholds][..., columns])
+    assert result["AP"] == pytest.approx(50.46, abs=0.005) and len({result["bAP"], result["nAP"]}) == 2
+    for label, name in enumerate(data.class_names):
         found = precision[:, :, label]
         assert result["per_class"][name]["AP"] == (mean_of(found) if (found > -1).any() else None)
+
+
+# ------------------------------------------------------------ faster-coco-eval
+
+
+def numbers(result):
+    """All numbers of a result, those of the classes too, in one list."""
+    return [x for value in result.values() for x in (numbers(value) if isinstance(value, dict) else [value])]
+
+
+def assert_engines_agree(detections, data, **options):
+    pytest.importorskip("faster_coco_eval", reason="the optional package faster-coco-eval is not installed")
+    stock, faster = (
+        numbers(evaluator_for(data, engine=engine, **options).evaluate(detections))
+        for engine in ("pycocotools", "faster-coco-eval")
+    )
+    assert len(stock) > 20 and [value is None for value in stock] == [value is None for value in faster]
+    pairs = [pair for pair in zip(stock, faster, strict=True) if pair[0] is not None]
+    assert max(abs(one - other) for one, other in pairs) <= 1e-12
+
+
+@pytest.mark.parametrize("max_dets", [5, 100])
+def test_engines_agree(max_dets):
+    for seed in range(4):
+        data, detections = random_case(seed)
+        groups = {"base": data.class_names[:4], "novel": data.class_names[4:]}
+        assert_engines_agree(detections, data, groups=groups, max_dets=max_dets)
+        assert_engines_agree(detections.above(1.0), data, groups=groups)  # none
+
+
+def test_engines_agree_on_files_of_pycocotools(parity):
+    data, detections = parity[:2]
+    assert_engines_agree(detections, data, groups={"novel": data.class_names[2::2]})
+
+
+def test_faster_engine_says_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(DataError, match=r"pip install faster-coco-eval.*engine: pycocotools"):
+        evaluator_for(data_of(image(1, [(BOX, 0)])), engine="faster-coco-eval")
+    record = image(1, [(BOX, 0)])
+    difficult = dataclasses.replace(record, is_difficult=np.array([True]))
+    with pytest.raises(DataError, match=r"difficult boxes.*Take engine: pycocotools"):
+        evaluator_for(data_of(difficult), engine="faster-coco-eval")
 
 
 # ------------------------------------------------------------ proposals
