@@ -1,7 +1,8 @@
 """COCO's average precision by faster-coco-eval, an optional package that does the same in C++.
 
-pycocotools stays what our numbers are made with; this engine gives the same ones (a test compares them where it is
-installed) in less time, which shows on all of COCO's test images.
+A second implementation to check with: it gives pycocotools' numbers (a test compares them where it is installed). It is
+no faster here, since our way into pycocotools skips images that do not show a class: 1,000 images with 91 detections
+of 80 classes each take 0.9 s there and 1.0 s here.
 """
 
 from collections.abc import Sequence
