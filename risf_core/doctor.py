@@ -27,7 +27,7 @@ GIB = 2**30
 TIMED_OUT = 124  # exit code, as coreutils' timeout has it
 OPTIONAL_PACKAGES = {
     "detectron2": "only for a second detector back end: conda-forge, see environment.yml",
-    "faster-coco-eval": "only for engine: faster-coco-eval in 21_evaluate: .venv/bin/python -m pip install faster-coco-eval",
+    "faster-coco-eval": "only for its engine in 21_evaluate: .venv/bin/python -m pip install faster-coco-eval",
 }
 # Run by the probe process. Prints one JSON line; the timing is a convolution on one thread, best of 5.
 TORCH_PROBE = """
