@@ -96,19 +96,23 @@ def log_probs_and_complements(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, *, background_weight: float = 1.0, ignore_index: int = -100
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    background_weight: float = 1.0,
+    class_weight: Tensor | None = None,
+    ignore_index: int = -100,
 ) -> Tensor:
     """Cross-entropy with a weight on the background, divided by the number of RoIs (not by their weights).
 
     With ``background_weight`` 1 this is plain cross-entropy (``ce``). With 0.2 it is what the released RISF
     code really trains (``ce_bg``): there the tuple of hyper-parameters arrives as the class weight, and
-    alpha, beta, gamma, epsilon stay unused. Shapes, types, errors and the empty batch as in
-    :func:`bnrl_loss`.
+    alpha, beta, gamma, epsilon stay unused. Arguments, errors and the empty batch as in :func:`bnrl_loss`.
     """
     is_kept = _check_tensors(logits, labels, ignore_index)
     with torch.autocast(logits.device.type, enabled=False):
         logits = _at_least_float32(logits)
-        weight = _class_weights(logits, background_weight, None)
+        weight = _class_weights(logits, background_weight, class_weight)
         losses = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
         return _reduce(losses, is_kept, "mean")
 

@@ -201,12 +201,15 @@ def check_against_published(name, case):
     # each entry, not just the largest
     np.testing.assert_allclose(gradient, exact_gradient, rtol=1e-10, atol=0)
 
+    logits = torch.from_numpy(case["logits"]).double().requires_grad_()
+    labels = torch.from_numpy(case["labels"]).long()
+    released = cross_entropy(logits, labels, class_weight=weight)
+    (gradient,) = torch.autograd.grad(released, logits)
+    assert released.item() == pytest.approx(case["caller_loss_f64"].item(), rel=1e-12)
+    np.testing.assert_allclose(gradient, case["caller_grad_f64"], rtol=1e-12, atol=1e-18)
     if len(set(case["weight"][:-1].tolist())) == 1:
-        labels = torch.from_numpy(case["labels"]).long()
-        released = cross_entropy(
-            torch.from_numpy(case["logits"]).double(), labels, background_weight=weight[-1].item()
-        )
-        assert released.item() == pytest.approx(case["caller_loss_f64"].item(), rel=1e-12)
+        by_name = get_loss("ce_bg", background_weight=weight[-1].item())(logits, labels)
+        assert by_name.item() == pytest.approx(released.item(), rel=1e-14)
 
 
 def test_equals_the_published_values_and_high_precision_in_the_excerpt():
@@ -266,17 +269,27 @@ def test_gradcheck(gamma, epsilon):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("spec", ["bnrl", "ce", "ce_bg"])
-def test_half_precision_computes_in_float32(spec, dtype):
-    labels = torch.tensor([0, 1, 2, 2])
-    logits = torch.tensor(
-        [[6e4, -6e4, 0], [20.0, -5, 1], [0, 9, 0.3], [0, 0, 0]], dtype=dtype, requires_grad=True
-    )
+def test_half_precision_and_autocast_compute_in_float32(spec, dtype):
+    labels = torch.tensor([0, 1, 2, 2, 1])
+    rows = [[6e4, -6e4, 0], [20.0, -5, 1], [0, 9, 0.3], [0, 0, 0], [1e4, -1e4, 1e4]]
+    logits = torch.tensor(rows, dtype=dtype, requires_grad=True)
     expected = get_loss(spec)(logits.detach().float(), labels)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         loss = get_loss(spec)(logits, labels)
     loss.backward()
-    assert loss.dtype == torch.float32 and torch.equal(loss.detach(), expected)
+    assert loss.dtype == torch.float32 and loss.isfinite() and torch.equal(loss.detach(), expected)
     assert logits.grad.isfinite().all() and logits.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_classifier_under_autocast_gets_a_finite_gradient_for_logits_of_1e4(dtype):
+    classifier = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        classifier.weight.copy_(torch.tensor([[1e4, 0, 0, 1.0], [0, 1e4, 0, -1.0], [0, 0, -1e4, 0.5]]))
+    with torch.autocast("cpu", dtype=dtype):
+        loss = bnrl_loss(classifier(torch.eye(4)), torch.tensor([0, 0, 2, 1]))
+    loss.backward()
+    assert loss.isfinite() and classifier.weight.grad.isfinite().all() and classifier.weight.grad.any()
 
 
 # ------------------------------------------------------------ bad input
