@@ -91,7 +91,8 @@ class Benchmark:
             setting: "fsod" for the novel classes alone, "gfsod" for K boxes of each base and novel class.
 
         Returns:
-            Data with the classes `novel_names`, or `base_names` + `novel_names` for "gfsod".
+            Data with the classes `novel_names`, or `base_names` + `novel_names` for "gfsod"; images without a box of
+            these are dropped.
 
         Raises:
             SplitError: If there is no such draw, or it has not exactly K boxes of each class (arms "full" and "clean",
@@ -100,7 +101,7 @@ class Benchmark:
         self._check_draw(shots, seed, arm, setting)
         if arm == "clean":
             return restore_instances(self.few_shot(shots, seed, setting=setting), self.train)
-        data = self.load_shots(arm=arm, shots=shots, seed=seed, setting=setting)
+        data = self.load_shots(arm=arm, shots=shots, seed=seed, setting=setting).drop_empty()
         exact = self.base_names if arm == "full" else data.class_names
         wrong = [(name, count) for name, count in data.counts().items() if count != shots and name in exact]
         if wrong and self.is_exact:

@@ -12,6 +12,7 @@ that the K-shot set of a seed leaves out is its missing rate.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from risf_core.data.benchmark import Benchmark
 
+logger = logging.getLogger(__name__)
+
 
 def restore_instances(few_shot: DetectionData, full: DetectionData) -> DetectionData:
     """The clean set of a K-shot set: its images, each once, with all their boxes of its classes.
@@ -40,16 +43,26 @@ def restore_instances(few_shot: DetectionData, full: DetectionData) -> Detection
     Raises:
         DataError: If an image of the K-shot set is not in `full`.
     """
-    by_path = {record.path: record for record in full.select_classes(few_shot.class_names).images}
-    paths = dict.fromkeys(record.path for record in few_shot.images)
-    unknown = [path for path in paths if path not in by_path]
+    clean = _same_images(few_shot, full).select_classes(few_shot.class_names)
+    logger.info(
+        "%s: %d instances, %d of them without a box in the K-shot set",
+        clean.name,
+        *count_missing(few_shot, clean),
+    )
+    return clean
+
+
+def _same_images(few_shot: DetectionData, full: DetectionData) -> DetectionData:
+    """The images of a K-shot set, each once, with all that `full` has on them."""
+    paths = {record.path for record in few_shot.images}
+    images = tuple(record for record in full.images if record.path in paths)
+    unknown = paths - {record.path for record in images}
     if unknown:
         raise DataError(
             f"{few_shot.name}: {len(unknown)} of {len(paths)} images are not among the training images, e.g. "
-            f"{unknown[0]}. Expected them in the full annotation."
+            f"{min(unknown)}. Expected them in the full annotation."
         )
-    images = tuple(by_path[path] for path in paths)
-    return replace(few_shot, name=f"{few_shot.name}, clean", images=images)
+    return replace(full, name=f"{few_shot.name}, clean", images=images)
 
 
 def count_missing(few_shot: DetectionData, clean: DetectionData) -> tuple[int, int]:
@@ -63,7 +76,7 @@ def count_missing(few_shot: DetectionData, clean: DetectionData) -> tuple[int, i
     return shown, shown - len(annotated)
 
 
-def missing_rates(benchmark: Benchmark, *, shots: Sequence[int] | None = None) -> pd.DataFrame:
+def missing_rates(benchmark: Benchmark) -> pd.DataFrame:
     """The missing rate of each seed and K, in percent of the instances.
 
     Returns:
@@ -74,13 +87,13 @@ def missing_rates(benchmark: Benchmark, *, shots: Sequence[int] | None = None) -
 
     known = benchmark.train.select_classes((*benchmark.base_names, *benchmark.novel_names))
     rows = []
-    for k in shots or benchmark.shots:
+    for k in benchmark.shots:
         for seed in range(benchmark.num_seeds):
             few_shot = benchmark.few_shot(k, seed)
-            clean = restore_instances(few_shot, benchmark.train)
-            shown, missing = count_missing(few_shot, clean)
-            everything = restore_instances(replace(few_shot, **_classes(known)), known)
+            everything = _same_images(few_shot, known)
             all_shown = sum(everything.counts().values())
+            clean = everything.select_classes(few_shot.class_names)
+            shown, missing = count_missing(few_shot, clean)
             rows.append(
                 {
                     "K": k,
@@ -93,10 +106,6 @@ def missing_rates(benchmark: Benchmark, *, shots: Sequence[int] | None = None) -
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _classes(data: DetectionData) -> dict:
-    return {"class_names": data.class_names, "category_ids": data.category_ids}
 
 
 def write_clean_seeds(folder: Path, benchmark: Benchmark, *, setting: str = "fsod") -> int:

@@ -1,8 +1,8 @@
 """Few-shot splits: draw K boxes of each class, write and read them in the published file layout.
 
 The layout is that of TFA (Wang et al., ICML 2020, https://github.com/ucbdrive/few-shot-object-detection):
-``<root>/seed{n}/full_box_{K}shot_{class}_trainval.json``, one COCO-format file for each class, where the
-folder without a number is seed 0. The drawing follows TFA's rule; the code is our own.
+``<root>/seed{n}/full_box_{K}shot_{class}_trainval.json``, one COCO-format file for each class, where seed 0 may
+also be in ``<root>`` itself (`find_draw`). The drawing follows TFA's rule; the code is our own.
 """
 
 from __future__ import annotations
@@ -103,10 +103,29 @@ def _choose(sizes: np.ndarray, shots: list[int], rng: np.random.Generator) -> di
     return chosen
 
 
-def few_shot_file(root: str | Path, class_name: str, *, shots: int, seed: int | None) -> Path:
-    """Path of one file of the published layout; seed None is the folder without a number."""
-    folder = Path(root) if seed is None else Path(root) / f"seed{seed}"
-    return folder / f"full_box_{shots}shot_{file_label(class_name)}_trainval.json"
+def few_shot_file(root: str | Path, class_name: str, *, shots: int, seed: int) -> Path:
+    """Path of one file of the published layout, in the folder of its seed."""
+    return Path(root) / f"seed{seed}" / f"full_box_{shots}shot_{file_label(class_name)}_trainval.json"
+
+
+def find_draw(numbered: Path) -> Path:
+    """Where a file of a published draw is: in the folder of its seed; for seed 0 also beside these folders.
+
+    TFA ships its first draw without a number, DeFRCN and RISF read it from ``seed0``. Where both are there, ``seed0``
+    wins, as in their code, and the log says if the other file differs.
+
+    Args:
+        numbered: Path in the folder of the seed, e.g. ``cocosplit/seed0/full_box_1shot_cat_trainval.json``; it need not
+            exist.
+    """
+    plain = numbered.parent.parent / numbered.name
+    if numbered.parent.name != "seed0":
+        return numbered
+    if not numbered.is_file():
+        return plain
+    if plain.is_file() and plain.read_bytes() != numbered.read_bytes():
+        logger.warning("%s is read; %s is another file and is not", numbered, plain)
+    return numbered
 
 
 def file_label(class_name: str) -> str:
@@ -161,7 +180,7 @@ def load_few_shot(
         root: Folder of the draws.
         images_dir: Folder that the ``file_name`` of the images starts from.
         shots: K.
-        seed: Number of the draw; 0 is also looked for in `root` itself, as in the published splits.
+        seed: Number of the draw; see `find_draw` for 0.
         class_names: Classes to read, in the order of their labels.
         drop_invalid: Passed to `load_coco`.
 
@@ -170,10 +189,9 @@ def load_few_shot(
         DataError: If a file is wrong, has boxes of another class, or gives an image id to two files.
     """
     root = Path(root)
-    folder_seed = None if seed == 0 and not (root / "seed0").is_dir() else seed
     parts = []
     for class_name in class_names:
-        path = few_shot_file(root, class_name, shots=shots, seed=folder_seed)
+        path = find_draw(few_shot_file(root, class_name, shots=shots, seed=seed))
         if not path.is_file():
             raise SplitError(f"there is no few-shot file {path}. {_what_is_there(root)}")
         part = load_coco(path, images_dir, drop_invalid=drop_invalid)

@@ -1,4 +1,4 @@
-"""The published base/novel partitions, and VOC's published few-shot lists.
+"""VOC's published base/novel partitions and few-shot lists. (COCO's partition is a list in ``params/coco``.)
 
 The partitions and the lists are those of TFA (Wang et al., ICML 2020,
 https://github.com/ucbdrive/few-shot-object-detection, which took the lists without a number from FSRW, Kang et al.,
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from risf_core.data.dataset import DetectionData, ImageRecord
+from risf_core.data.few_shot import find_draw
 from risf_core.data.problems import Problems
 from risf_core.data.voc import VOC_CLASSES, devkit_files, load_devkit_files
 from risf_core.errors import DataError, SplitError
@@ -27,9 +28,6 @@ VOC_NOVEL = {
     2: ("aeroplane", "bottle", "cow", "horse", "sofa"),
     3: ("boat", "cat", "motorbike", "sheep", "sofa"),
 }
-# COCO's novel classes are those it shares with VOC: person, bicycle, car, motorcycle, airplane, bus, train, boat, bird,
-# cat, dog, horse, sheep, cow, bottle, chair, couch, potted plant, dining table, tv. The other 60 are base classes.
-COCO_NOVEL_IDS = (1, 2, 3, 4, 5, 6, 7, 9, 16, 17, 18, 19, 20, 21, 44, 62, 63, 64, 67, 72)
 
 
 def voc_partition(split: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -44,26 +42,9 @@ def voc_partition(split: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(name for name in VOC_CLASSES if name not in novel), novel
 
 
-def coco_partition(data: DetectionData) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """COCO's 60 base and 20 novel classes by their category ids, each by ascending id.
-
-    Raises:
-        SplitError: If the data does not have the 20 novel ids.
-    """
-    missing = sorted(set(COCO_NOVEL_IDS) - set(data.category_ids))
-    if missing:
-        raise SplitError(f"{data.name}: no category has id {missing[0]}. Expected COCO's own category ids.")
-    names = dict(sorted(zip(data.category_ids, data.class_names)))
-    base = tuple(name for category_id, name in names.items() if category_id not in COCO_NOVEL_IDS)
-    return base, tuple(names[category_id] for category_id in COCO_NOVEL_IDS)
-
-
 def voc_list_file(root: str | Path, class_name: str, *, shots: int, seed: int) -> Path:
-    """A published few-shot list. Seed 0 is in the root, but in ``seed0`` where that folder exists, as in DeFRCN."""
-    folder = Path(root) / f"seed{seed}"
-    if seed == 0 and not folder.is_dir():
-        folder = Path(root)
-    return folder / f"box_{shots}shot_{class_name}_train.txt"
+    """A published few-shot list, in the folder of its seed; see `find_draw` for seed 0."""
+    return find_draw(Path(root) / f"seed{seed}" / f"box_{shots}shot_{class_name}_train.txt")
 
 
 def read_voc_list(path: str | Path) -> list[str]:

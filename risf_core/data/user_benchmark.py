@@ -189,7 +189,7 @@ def _load_shot_file(
     more = [f"{count} of {name}" for name, count in found.counts().items() if count > shots]
     if more:
         logger.warning("%s: more than K = %d boxes: %s; all are kept", path, shots, ", ".join(more))
-    return found.drop_empty()
+    return found
 
 
 def _check_counts(data: DetectionData, class_names: Sequence[str], shots: int, *, where: str) -> None:

@@ -1,18 +1,15 @@
 """The published partitions and VOC's few-shot lists."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from risf_core.data.coco import load_coco
-from risf_core.data.dataset import DetectionData
 from risf_core.data.splits import (
-    COCO_NOVEL_IDS,
     VOC_CLASSES,
     VOC_NOVEL,
-    coco_partition,
     load_voc_shots,
     read_voc_list,
     voc_list_file,
@@ -32,23 +29,6 @@ def test_voc_partitions_put_the_novel_classes_last():
     assert voc_partition(2)[1] == ("aeroplane", "bottle", "cow", "horse", "sofa")
     with pytest.raises(SplitError, match="no split 4. Expected one of: 1, 2, 3"):
         voc_partition(4)
-
-
-def test_coco_partition_is_by_category_id():
-    names = {category_id: f"class {category_id}" for category_id in (90, 8, *COCO_NOVEL_IDS)}
-    base, novel = coco_partition(DetectionData("coco", tuple(names.values()), tuple(names), ()))
-    assert base == ("class 8", "class 90") and novel == tuple(f"class {n}" for n in sorted(COCO_NOVEL_IDS))
-    with pytest.raises(SplitError, match="no category has id 2"):
-        coco_partition(DetectionData("mine", ("cat",), (1,), ()))
-
-
-def test_coco_partition_of_the_real_file():
-    file = REAL / "coco_permissive" / "instances.json"
-    if not file.is_file():
-        pytest.skip("RISF_REFERENCE does not point at a folder beside real/coco_permissive")
-    base, novel = coco_partition(load_coco(file, file.parent / "images"))
-    assert len(novel) == 20 and novel[:3] == ("person", "bicycle", "car")
-    assert novel[-3:] == ("potted plant", "dining table", "tv") and "truck" in base
 
 
 # ------------------------------------------------------------ VOC's lists
@@ -129,12 +109,15 @@ def test_fewer_objects_than_k_are_kept_and_said(voc, caplog):
     assert "3 boxes of cow, fewer than K; kept as published" in caplog.text
 
 
-def test_seed_0_is_the_root_or_its_own_folder(voc):
+def test_seed_0_is_the_root_or_its_own_folder_which_wins(voc, caplog):
     lists = voc / "vocsplit"
     assert voc_list_file(lists, "cow", shots=1, seed=0) == lists / "box_1shot_cow_train.txt"
     assert voc_list_file(lists, "cow", shots=1, seed=3) == lists / "seed3" / "box_1shot_cow_train.txt"
-    (lists / "seed0").mkdir()
-    assert voc_list_file(lists, "cow", shots=1, seed=0).parent.name == "seed0"
+    shutil.copytree(lists / "seed3", lists / "seed0")
+    assert voc_list_file(lists, "cow", shots=1, seed=0).parent.name == "seed0" and not caplog.text
+    (lists / "seed0" / "box_1shot_cow_train.txt").write_text("datasets/VOC2007/JPEGImages/000002.jpg\n")
+    assert [record.path.stem for record in shots_of(voc, 1, class_names=["cow"]).images] == ["000002"]
+    assert "seed0/box_1shot_cow_train.txt is read" in caplog.text
 
 
 def test_what_is_missing_is_named(voc):
