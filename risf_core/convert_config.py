@@ -21,7 +21,15 @@ from typing import Any
 
 import yaml
 
-from risf_core.detectron2_config import DATA_NAME, Config, detector, fine_tuning, rescoring, solver
+from risf_core.detectron2_config import (
+    DATA_NAME,
+    Config,
+    detector,
+    fine_tuning,
+    rescoring,
+    score_thresh,
+    solver,
+)
 from risf_core.errors import ParamsError, RisfError
 from risf_core.runs.run_specs import load_run, shown
 from risf_core.runs.yaml_files import merge, parse_yaml, project_path
@@ -155,19 +163,19 @@ def _seed(config: Config) -> dict[str, int]:
     return {}
 
 
-def _weights(config: Config) -> str | None:
-    """The weights that the config names, None for a placeholder or nothing."""
+def _weights(config: Config, otherwise: str) -> str:
+    """The file of weights that the config names; `otherwise` for a placeholder, a download or nothing."""
     weights = config.take("MODEL.WEIGHTS")
-    return None if not weights or str(weights).lower().startswith(PLACEHOLDER) else str(weights)
+    if weights and "://" not in str(weights) and not str(weights).lower().startswith(PLACEHOLDER):
+        return str(weights)
+    config.refuse("MODEL.WEIGHTS", f"is {weights!r}, no file here; {otherwise} is taken, put it there")
+    return otherwise
 
 
 def _base_training(config: Config) -> dict[str, Any]:
-    weights = _weights(config)
-    if weights is None or "://" in weights:
-        config.refuse("MODEL.WEIGHTS", "give the file of the ImageNet weights as weights: PATH")
-        weights = None
-    values: dict[str, Any] = {"detector": detector(config), "pretraining": None, "solver": solver(config)}
-    return values | ({"weights": weights} if weights else {})
+    values: dict[str, Any] = {"pretraining": None, "detector": detector(config), "solver": solver(config)}
+    weights = _weights(config, f"data/weights/R-{config.take('MODEL.RESNETS.DEPTH')}.pkl")
+    return {"weights": weights} | values | score_thresh(config)
 
 
 def _fine_tuning(config: Config, named: dict[str, str], source: str, above: dict[str, Any]) -> dict[str, Any]:
@@ -193,14 +201,11 @@ def _fine_tuning(config: Config, named: dict[str, str], source: str, above: dict
 
 
 def _evaluate(config: Config, part: str, is_voc: bool) -> dict[str, Any]:
-    path = _weights(config)
-    if path is None:
-        config.refuse("MODEL.WEIGHTS", "names no file; give it with -p checkpoint.path FILE")
     order = "base_novel" if is_voc else "category_id"
-    checkpoint = {"path": path or "data/model_final.pth", "detector": detector(config)}
-    values = {"checkpoint": checkpoint | {"classes": part, "class_order": order}}
-    values["score_thresh"] = float(config.take("MODEL.ROI_HEADS.SCORE_THRESH_TEST"))
-    values["max_detections"] = config.take("TEST.DETECTIONS_PER_IMAGE") or 100
+    path = _weights(config, "data/weights/model_final.pth")
+    checkpoint = {"path": path, "classes": part, "class_order": order, "detector": detector(config)}
+    values = {"checkpoint": checkpoint} | score_thresh(config)
+    values["max_detections"] = config.take("TEST.DETECTIONS_PER_IMAGE")
     values |= rescoring(config)
     config.ignore(TRAINING_KEYS, "of training alone")
     return values

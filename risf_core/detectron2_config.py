@@ -74,6 +74,12 @@ LOSS_KEYS = (
     "MODEL.ROI_HEADS.CLS_LOSS_TYPE",
     "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE",
 )  # RISF has had it in both places
+BNRL_KEYS = {
+    "alpha": "MODEL.ROI_HEADS.ALPHA",
+    "epsilon": "MODEL.ROI_HEADS.EPSILON",
+    "gamma": "MODEL.ROI_HEADS.GAMMA",
+    "background_weight": "MODEL.ROI_HEADS.BG_WEIGHT",
+}
 FIXED: dict[str, Any] = {  # the one value that our detector and its training have
     "DATALOADER.ASPECT_RATIO_GROUPING": False,
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
@@ -136,6 +142,7 @@ FIXED: dict[str, Any] = {  # the one value that our detector and its training ha
     "TEST.PCB_ENABLE": False,
     "TEST.PRECISE_BN.ENABLED": False,
 }
+UNLIKE_OURS: dict[str, Any] = {"DATALOADER.ASPECT_RATIO_GROUPING": True}  # defaults that `FIXED` differs from
 WITHOUT_EFFECT = {  # a key, or the beginning of keys: why
     "a part that this detector does not have": (
         "DATASETS.PRECOMPUTED_PROPOSAL_", "DATASETS.PROPOSAL_FILES_", "INPUT.MASK_FORMAT",
@@ -147,7 +154,7 @@ WITHOUT_EFFECT = {  # a key, or the beginning of keys: why
     ),
     "belongs to what is switched off": (
         "INPUT.CROP.", "TEST.AUG.", "TEST.PRECISE_BN.", "TEST.PCB_", "SOLVER.CLIP_GRADIENTS.", "DATALOADER.REPEAT_",
-        "SOLVER.NUM_DECAYS", "SOLVER.BASE_LR_END", "SOLVER.RESCALE_INTERVAL",
+        "SOLVER.NUM_DECAYS", "SOLVER.BASE_LR_END", "SOLVER.RESCALE_INTERVAL", *BNRL_KEYS.values(),
     ),
     "changes no number": (
         "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS", "GLOBAL.HACK", "MUTE_HEADER", "OUTPUT_DIR", "TEST.EVAL_PERIOD",
@@ -167,7 +174,7 @@ class Config:
     """The flat keys of a config, and what has become of each."""
 
     def __init__(self, values: dict[str, Any]) -> None:
-        self.values = values
+        self.values = UNLIKE_OURS | values
         self.mapped: set[str] = set()
         self.not_mapped: dict[str, str] = {}
         self.unused: dict[str, str] = {}
@@ -175,12 +182,13 @@ class Config:
     def take(self, key: str) -> Any:
         """The value of a key that has a parameter here, the code's default if the config does not give one."""
         self.mapped.add(key)
-        value = self.values.get(key, DEFAULTS.get(key))
+        value = self.values.get(key, DEFAULTS.get(key, FIXED.get(key)))
         return list(value) if isinstance(value, tuple | list) else value
 
     def refuse(self, key: str, why: str) -> None:
-        """Note that the value of a key could not be mapped."""
-        self.not_mapped[key] = why
+        """Note that the value of a key could not be mapped, beside what was noted of it before."""
+        known = self.not_mapped.get(key)
+        self.not_mapped[key] = f"{known}; {why}" if known else why
 
     def ignore(self, starts: tuple[str, ...], why: str) -> None:
         """Note that keys that begin so have no effect in what the config is converted to."""
@@ -298,8 +306,8 @@ def solver(config: Config) -> dict[str, Any]:
         "clip_norm": None,
     }
     values["precision"] = "auto" if config.take("SOLVER.AMP.ENABLED") else "fp32"
-    values["checkpoint_every"] = config.take("SOLVER.CHECKPOINT_PERIOD")
-    return values
+    period = config.take("SOLVER.CHECKPOINT_PERIOD")
+    return values | {"checkpoint_every": period if period < last else 0}  # beyond the end: none but the last
 
 
 def fine_tuning(config: Config) -> dict[str, Any]:
@@ -322,9 +330,16 @@ def fine_tuning(config: Config) -> dict[str, Any]:
         "cls_dropout": _dropout(config),
     }
     head["roi_gradient_scale"] = _scale(config, "ROI_HEADS")
-    values = {"losses": _losses(config), "bnrl": _bnrl(config), "head": head}
-    values["score_thresh"] = float(config.take("MODEL.ROI_HEADS.SCORE_THRESH_TEST"))
-    return values | {"trainable": groups.get(frozen, "all_but_res5"), "cached": False} | rescoring(config)
+    values = {"losses": _losses(config), "head": head}
+    if values["losses"] != ["ce"]:
+        values["bnrl"] = _bnrl(config)
+    values |= {"trainable": groups.get(frozen, "all_but_res5"), "cached": False}
+    return values | score_thresh(config) | rescoring(config)
+
+
+def score_thresh(config: Config) -> dict[str, float]:
+    """The cut of detections that count."""
+    return {"score_thresh": float(config.take("MODEL.ROI_HEADS.SCORE_THRESH_TEST"))}
 
 
 def _losses(config: Config) -> list[str]:
@@ -340,8 +355,7 @@ def _losses(config: Config) -> list[str]:
 
 
 def _bnrl(config: Config) -> dict[str, float]:
-    keys = {"alpha": "ALPHA", "epsilon": "EPSILON", "gamma": "GAMMA", "background_weight": "BG_WEIGHT"}
-    return {name: float(config.take(f"MODEL.ROI_HEADS.{key}")) for name, key in keys.items()}
+    return {name: float(config.take(key)) for name, key in BNRL_KEYS.items()}
 
 
 def rescoring(config: Config) -> dict[str, Any]:
@@ -350,4 +364,4 @@ def rescoring(config: Config) -> dict[str, Any]:
     if not config.take("TEST.CMCLIP_ENABLE"):
         return {"clip": None}
     values = {"c": float(c), "score_thresh": float(lower), "label_spaces": ["novel+background"]}
-    return {"clip": {"model": "ViT-L-14-336", "pretrained": "openai"}, "cm_clip": values}
+    return {"clip": {"model": "ViT-L-14-336-quickgelu", "pretrained": "openai"}, "cm_clip": values}

@@ -1,19 +1,22 @@
 """Configs of DeFRCN and RISF as params files: what is mapped, what is filled in, and that every other key is named."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from risf_core import convert_config
-from risf_core.convert_config import convert, flat_keys, main, read_config
-from risf_core.detectron2_config import DEFAULTS, FIXED, LOSS_KEYS, WITHOUT_EFFECT
+from risf_core.convert_config import convert, flat_keys, main, read_config, write_params
+from risf_core.detectron2_config import BNRL_KEYS, DEFAULTS, FIXED, LOSS_KEYS, WITHOUT_EFFECT
 from risf_core.errors import ParamsError
 from risf_core.params import DetectorParams, SolverParams
 from risf_core.runs.run_specs import load_run
 
 REFERENCE = os.environ.get("RISF_REFERENCE")
+CONFIGS = os.environ.get("RISF_CONFIGS")  # any folder that holds the published configs
+ROOT = Path(__file__).parents[1]
 # Written for these tests, with the published keys; numbers that are no one's defaults show that each is read.
 BASE = """
 MODEL:
@@ -90,6 +93,13 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+def named(made) -> set[str]:
+    """Keys that are not mapped, less the one default of detectron2's that is never ours."""
+    grouping = {"DATALOADER.ASPECT_RATIO_GROUPING"}
+    assert grouping <= {*made.not_mapped, *made.without_effect}
+    return set(made.not_mapped) - grouping
+
+
 def test_fine_tuning_takes_every_number_of_file_base_and_defaults(configs):
     made = convert(configs("gfsod.yaml", FINE_TUNING))
     values = made.values
@@ -116,7 +126,7 @@ def test_fine_tuning_takes_every_number_of_file_base_and_defaults(configs):
         None,
         "fp32",
     )
-    assert list(made.not_mapped) == ["MODEL.WEIGHTS"] and "/some/base.pth" in made.not_mapped["MODEL.WEIGHTS"]
+    assert named(made) == {"MODEL.WEIGHTS"} and "/some/base.pth" in made.not_mapped["MODEL.WEIGHTS"]
     without = {"MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.TEST", "OUTPUT_DIR", "VERSION"}
     assert set(made.without_effect) == without
 
@@ -139,9 +149,32 @@ def test_base_training_takes_detector_and_schedule(configs):
     assert (detector.image_order, detector.pixel_mean[0], detector.pixel_std[0]) == ("BGR", 103.53, 1.0)
     assert (detector.min_size, detector.max_size) == ((600, 700, 800), 1333)
     assert made.values["solver"]["warmup"] == 1000 and made.values["solver"]["milestones"] == [10, 13]
-    assert made.not_mapped == {}
-    downloaded = convert(configs("base.yaml", BASE_TRAINING.format(weights="detectron2://MSRA/R-101.pkl")))
-    assert "weights" not in downloaded.values and "MODEL.WEIGHTS" in downloaded.not_mapped
+    assert not named(made)
+    assert made.values["score_thresh"] == 0.05
+
+
+@pytest.mark.parametrize("weights", ["detectron2://MSRA/R-50.pkl", "/Path/to/ImageNet/Pretrain/Weight", ""])
+def test_weights_that_are_no_file_are_named_and_never_left_out(configs, weights):
+    """Without the key a base training would start from scratch; the file that is taken instead must be there."""
+    path = configs("base.yaml", BASE_TRAINING.format(weights=weights))
+    made = convert(path)
+    assert made.values["weights"] == "data/weights/R-50.pkl" and named(made) == {"MODEL.WEIGHTS"}
+    assert "put it there" in made.not_mapped["MODEL.WEIGHTS"]
+    made = convert(path, notebook="21_evaluate")
+    assert made.values["checkpoint"]["path"] == "data/weights/model_final.pth"
+    assert named(made) == {"MODEL.WEIGHTS"}
+
+
+def test_letters_of_a_loss_that_is_not_trained_are_without_effect(configs):
+    made = convert(configs("ce.yaml", FINE_TUNING.replace("bnrl_loss", "cross_entropy")))
+    assert made.values["losses"] == ["ce"] and "bnrl" not in made.values
+    assert set(BNRL_KEYS.values()) < set(made.without_effect) and named(made) == {"MODEL.WEIGHTS"}
+
+
+def test_notes_of_one_key_stand_side_by_side(configs):
+    text = FINE_TUNING.replace("coco14_trainval_all_5shot_seed3", "voc_2007_trainval_allx_5shot_seedx")
+    note = convert(configs("voc.yaml", text)).not_mapped["DATASETS.TRAIN"]
+    assert "the split x is no number; split 1 is taken; the seed x is no number; seeds: [0]" in note
 
 
 def test_evaluation_takes_the_checkpoint_and_the_published_cuts(configs):
@@ -150,7 +183,7 @@ def test_evaluation_takes_the_checkpoint_and_the_published_cuts(configs):
     assert (checkpoint["path"], checkpoint["classes"]) == ("/some/base.pth", "all")
     assert checkpoint["class_order"] == "category_id" and checkpoint["detector"]["res5_width"] == 2048
     assert (made.values["score_thresh"], made.values["max_detections"]) == (0.05, 100)
-    assert made.values["cm_clip"]["c"] == 0.6 and made.not_mapped == {}
+    assert made.values["cm_clip"]["c"] == 0.6 and not named(made)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +206,7 @@ def test_evaluation_takes_the_checkpoint_and_the_published_cuts(configs):
         ("TEST: {PCB_ENABLE: True, PCB_ALPHA: 0.5}", "TEST.PCB_ENABLE"),
         ("TEST: {CMCLIP_UPPER: 0.9}", "TEST.CMCLIP_UPPER"),
         ("TEST: {DETECTIONS_PER_IMAGE: 300}", "TEST.DETECTIONS_PER_IMAGE"),
-        ("DATALOADER: {ASPECT_RATIO_GROUPING: True}", "DATALOADER.ASPECT_RATIO_GROUPING"),
+        ("DATALOADER: {SAMPLER_TRAIN: RepeatFactorTrainingSampler}", "DATALOADER.SAMPLER_TRAIN"),
         ("DATASETS: {TRAIN: \"('coco14_trainval_novel_5shot_seedx',)\"}", "DATASETS.TRAIN"),
         ("SEED: -1", "SEED"),
         ("MODEL: {SOMETHING: {NEW: 3}}", "MODEL.SOMETHING.NEW"),
@@ -183,15 +216,17 @@ def test_what_has_no_parameter_is_named(configs, change, key):
     changed = yaml.safe_load(change) | {"_BASE_": "fine.yaml"}
     configs("fine.yaml", FINE_TUNING)
     made = convert(configs("changed.yaml", yaml.safe_dump(changed)))
-    assert set(made.not_mapped) == {"MODEL.WEIGHTS", key}
+    assert named(made) == {"MODEL.WEIGHTS", key}
 
 
 def test_every_key_is_mapped_fixed_or_named_once():
     lists = [set(DEFAULTS) | set(LOSS_KEYS), set(FIXED)]
     assert not lists[0] & lists[1]
     starts = [start for group in WITHOUT_EFFECT.values() for start in group]
-    doubly = {key for key in lists[0] if key.startswith(tuple(starts))} - {"MODEL.ROI_HEADS.NUM_CLASSES"}
-    assert not doubly and len(set(starts)) == len(starts)
+    doubly = {key for key in lists[0] if key.startswith(tuple(starts))}
+    # of the number of classes nothing is read; BNRL's letters have an effect with its loss alone
+    assert doubly == {"MODEL.ROI_HEADS.NUM_CLASSES", *BNRL_KEYS.values()}
+    assert len(set(starts)) == len(starts)
 
 
 def test_bases_are_laid_under_and_may_not_go_in_circles(configs):
@@ -218,7 +253,7 @@ def test_one_command_writes_a_valid_params_file(configs, project, capsys):
     target = project / "params" / "coco" / "20_fine_tuning.gfsod_5shot.yaml"
     printed = capsys.readouterr().out
     assert "NOT MAPPED MODEL.WEIGHTS" in printed and "OUTPUT_DIR: changes no number" in printed
-    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 1 keys" in printed
+    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 2 keys" in printed
     text = target.read_text()
     assert "# NOT MAPPED MODEL.WEIGHTS" in text and "trains under this name is ce_bg" in text
     params = load_run(target).params
@@ -259,3 +294,30 @@ def test_whole_config_of_the_released_code_is_accounted_for():
         512,
         (3, 4, 23),
     )
+
+
+@pytest.mark.skipif(
+    CONFIGS is None, reason="RISF_CONFIGS names no folder with the configs of DeFRCN and RISF"
+)
+def test_published_configs_become_the_profiles(tmp_path, monkeypatch):
+    """Each gives the numbers of params/coco and params/voc, but for its one seed, loss and re-scoring."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    configs = [path for path in sorted(Path(CONFIGS).rglob("*.yaml")) if path.name != "Base-RCNN.yaml"]
+    assert len(configs) >= 32
+    for path in configs:
+        made = convert(path)
+        folder = tmp_path / "params" / made.source
+        found = load_run(write_params(made, path, folder, force=True)).params
+        assert named(made) <= {"MODEL.WEIGHTS", "DATASETS.TRAIN", "TEST.PCB_ENABLE"}, path
+        profile = folder / f"{made.notebook}.yaml"
+        own, steps = {"split", "seeds", "losses", "base", "clip", "cm_clip", "solver"}, set()
+        if made.notebook == "20_fine_tuning":
+            profile = folder / f"{made.notebook}.{found.setting}_{found.shots}shot.yaml"
+            assert found.clip in (None, load_run(profile).params.clip)
+        elif "RISF" not in str(path):
+            steps = {"checkpoint_every"}  # DeFRCN's base training keeps none on the way
+        expected = load_run(profile).params
+        assert found.solver.model_dump(exclude=steps) == expected.solver.model_dump(exclude=steps), path
+        assert found.model_dump(exclude=own) == expected.model_dump(exclude=own), path
