@@ -289,7 +289,7 @@ def _content_hash(data: CocoData | XmlData) -> str:
 
 def _build(data: CocoData | XmlData, root: Path) -> None:
     """Draw and write the image split (unless test images are given) and the few-shot splits; `done.json` last."""
-    whole = load_whole(data)
+    whole = load_whole(data, _stem(data))
     base_names, novel_names = partition(
         data.base_classes, data.novel_classes, whole.class_names, where=data.annotations or data.images
     )

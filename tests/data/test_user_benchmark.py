@@ -1,6 +1,7 @@
 """The user's own images: XML folders, images chosen by hand, K-shot sets that are given."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from risf_core.voc_evaluation import evaluator_for
 from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_pair
 
+CDFSOD = Path(__file__).resolve().parents[2] / "params" / "cdfsod"
 ACE, KING, TEN = ("ace", (1, 1, 9, 9)), ("king", (11, 3, 30, 20)), ("ten", (2, 2, 39, 29), True)
 
 
@@ -181,6 +183,29 @@ def test_given_files_with_too_few_boxes_are_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match="2_shot.json does not exist"):
         open_benchmark(params)
+
+
+@pytest.mark.parametrize("file", sorted(CDFSOD.glob("20_fine_tuning.*.yaml")), ids=lambda file: file.stem)
+def test_the_params_of_cd_fsod_s_sets_read_the_layout_that_it_ships(tmp_path, monkeypatch, file):
+    """<set>/annotations/{1_shot,5_shot,10_shot,test}.json; the images in train and test, those of DIOR a level deeper."""
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    data = load_run(file).params.data
+    name = Path(data.test_annotations).parts[2]
+    assert name in ("ArTaxOr", "clipart1k", "DIOR", "FISH", "NEU-DET", "UODD")
+    folder = tmp_path / "data" / "cdfsod" / name
+    inside = {"train": "train/new_train", "test": "test/new_test"} if name == "DIOR" else {}
+    up = "../.." if inside else ".."
+    (folder / "annotations").mkdir(parents=True)
+    for part, shots in (("test", 1), ("1_shot", 1), ("5_shot", 5), ("10_shot", 10)):
+        images = folder / (inside.get("test", "test") if part == "test" else inside.get("train", "train"))
+        boxes = [box_entry(10 * c + n, n, c) for c in (1, 3, 7) for n in range(shots)]
+        write_files(
+            images, [image_entry(n) for n in range(shots)], boxes, name=f"{up}/annotations/{part}.json"
+        )
+    benchmark = open_benchmark(data)
+    assert benchmark.name == name and benchmark.shots == (1, 5, 10) and len(benchmark.test) == 1
+    for shots in benchmark.shots:
+        assert set(benchmark.few_shot(shots, 0).counts().values()) == {shots}
 
 
 def test_the_full_annotation_of_a_given_set_makes_it_clean(tmp_path):
