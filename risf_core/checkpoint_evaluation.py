@@ -12,6 +12,7 @@ from risf_core.data.dataset import DetectionData
 from risf_core.data.user_benchmark import open_test_images
 from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
+from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import HEAD, LoadReport
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.pretrained import load_pretrained
@@ -84,7 +85,7 @@ def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetecto
         params = _stored_params(content, path)
     class_names = _class_names(source, content, test, path)
     _check_head(content, class_names, path)
-    detector = FasterRCNN(params, len(class_names))
+    detector = build_detector(params, len(class_names))
     # without them a detector of detectron2 is the same: as they start, they change nothing
     report = load_pretrained(detector, path, allow_missing=("affine_",))
     return LoadedDetector(detector.to(run.device), class_names, report)
