@@ -1,24 +1,25 @@
 """What must hold of the boxes of a COCO annotation file: finite, with a size, inside their image, in COCO's format.
 
+A box may end up to `OUTSIDE_TOLERANCE` outside its image, as many of COCO's do by rounding; what is outside is cut off.
+
 A box in another format may lie inside its image all the same. It is found where the file gives evidence: the
 polygons of the annotation, whose corners the box must have, or an area that is not the box's own.
 """
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 
-from risf_core.data.coco_checks import AnnotationColumns, ImageEntry, Problems, image_sizes
-
-logger = logging.getLogger(__name__)
+from risf_core.data.coco_checks import AnnotationColumns, ImageEntry, image_sizes
+from risf_core.data.problems import Problems
 
 OUTSIDE_TOLERANCE = 1.0  # pixels; files round boxes and image sizes differently
 FORMAT_TOLERANCE = 1.0  # pixels between a box and the corners of its polygons
+AREA_TOLERANCE = 0.01  # of the area; files round it
 EXPECTED = "Expected [x, y, width, height] in pixels, inside the image"
 
 
+@np.errstate(invalid="ignore", over="ignore")  # boxes may hold any number
 def check_boxes(
     columns: AnnotationColumns, images: list[ImageEntry], problems: Problems, *, drop_invalid: bool
 ) -> np.ndarray:
@@ -28,19 +29,18 @@ def check_boxes(
         columns: The well-formed annotations.
         images: Their images, by ascending id.
         problems: Where to report.
-        drop_invalid: Log how many boxes are not finite, without size or outside, instead of reporting them.
+        drop_invalid: Report boxes not finite, without size or outside as dropped, not as problems.
 
     Returns:
         bool [A].
     """
     boxes, size = columns.boxes_xywh, image_sizes(columns, images)  # [A, 4], [A, 2] width, height
     finite = np.isfinite(boxes).all(axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        corners = boxes[:, :2] + boxes[:, 2:]  # [A, 2]
-        has_size = (boxes[:, 2:] > 0).all(axis=1)
-        cut = np.minimum(corners, size) - np.maximum(boxes[:, :2], 0)  # [A, 2] width, height inside the image
-        inside = (boxes[:, :2] >= -OUTSIDE_TOLERANCE).all(axis=1)
-        inside &= (corners <= size + OUTSIDE_TOLERANCE).all(axis=1) & (cut > 0).all(axis=1)
+    corners = boxes[:, :2] + boxes[:, 2:]  # [A, 2]
+    has_size = (_sides(boxes) > 0).all(axis=1)
+    inside = (boxes[:, :2] >= -OUTSIDE_TOLERANCE).all(axis=1)
+    inside &= (corners <= size + OUTSIDE_TOLERANCE).all(axis=1)
+    inside &= (_sides(boxes, cut_to=size) > 0).all(axis=1)
     inside |= size[:, 0] == 0  # an image whose entry is faulty is reported already
     formats = other_formats(columns, size)
     for number in np.flatnonzero(formats != ""):
@@ -48,20 +48,34 @@ def check_boxes(
         _report(columns, number, "swapped format", line, problems)
     valid = finite & has_size & inside
     bad = np.flatnonzero(~valid & (formats == ""))
-    if drop_invalid and len(bad):
-        ids = ", ".join(str(number) for number in columns.ids[bad][:10]) + (", ..." if len(bad) > 10 else "")
-        message = "%s: %d of %d boxes are not finite, without size or outside and dropped: annotations %s"
-        logger.warning(message, problems.path, len(bad), len(boxes), ids)
-    for number in [] if drop_invalid else bad:
-        _report(columns, number, *_why(boxes[number], size[number]), problems)
+    for number in bad:
+        kind, what = _why(boxes[number], size[number])
+        if drop_invalid:
+            problems.dropped.append(f"{_where(columns, number)} {what}")
+        else:
+            _report(columns, number, kind, what, problems)
     ordinary = finite & (formats == "")
-    _suspect_format(boxes[ordinary], size[ordinary], problems, num_bad=len(bad))
+    _suspect_format(
+        boxes[ordinary], size[ordinary], problems, num_bad=len(bad), is_problem=drop_invalid and len(bad) > 1
+    )
     return valid & (formats == "")
 
 
+def _sides(boxes: np.ndarray, *, cut_to: np.ndarray | None = None) -> np.ndarray:
+    """Width and height [..., 2] of boxes x, y, width, height as training has them: corners in single precision."""
+    low, high = boxes[..., :2], boxes[..., :2] + boxes[..., 2:]
+    if cut_to is not None:
+        low, high = np.clip(low, 0, cut_to), np.clip(high, 0, cut_to)
+    return high.astype(np.float32) - low.astype(np.float32)
+
+
+def _where(columns: AnnotationColumns, number: int) -> str:
+    box = _numbers(columns.boxes_xywh[number])
+    return f"annotation {columns.ids[number]} (image {columns.image_ids[number]}): box {box}"
+
+
 def _report(columns: AnnotationColumns, number: int, kind: str, what: str, problems: Problems) -> None:
-    where = f"annotation {columns.ids[number]} (image {columns.image_ids[number]})"
-    line = f"{where}: box {_numbers(columns.boxes_xywh[number])} {what}. {EXPECTED}"
+    line = f"{_where(columns, number)} {what}. {EXPECTED}"
     problems.add(kind, line, ("annotations", columns.positions[number]))
 
 
@@ -71,7 +85,7 @@ def _why(box: np.ndarray, size: np.ndarray) -> tuple[str, str]:
         return "NaN box", "holds a number that is not finite (NaN)"
     if np.isinf(box).any():
         return "infinite box", "holds a number that is not finite (infinity)"
-    sides = dict(zip(("width", "height"), box[2:], strict=True))
+    sides = dict(zip(("width", "height"), _sides(box), strict=True))
     what = "has " + " and ".join(
         f"{'zero' if side == 0 else 'negative'} {name}" for name, side in sides.items() if side <= 0
     )
@@ -92,22 +106,26 @@ def other_formats(columns: AnnotationColumns, size: np.ndarray) -> np.ndarray:
     """
     boxes, outlines = columns.boxes_xywh, columns.outlines
     found = np.full(len(boxes), "", dtype=object)
-    with np.errstate(invalid="ignore", over="ignore"):
-        readings = _readings(boxes, size)
-        fits = {
-            name: (np.abs(corners - outlines) <= FORMAT_TOLERANCE).all(axis=1)
-            for name, corners in readings.items()
-        }
-        far = (np.abs(readings.pop("") - outlines) > 2 * FORMAT_TOLERANCE).any(axis=1)
-        for name in readings:
-            found[(found == "") & far & fits[name]] = name
-        area, as_corners = boxes[:, 2] * boxes[:, 3], (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        is_sized = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        swapped = is_sized & (np.abs(columns.areas - as_corners) <= 1e-3 * as_corners)
-        found[(found == "") & swapped & (np.abs(columns.areas - area) > 0.01 * area)] = (
-            "corners [x1, y1, x2, y2]"
-        )
+    readings = _readings(boxes, size)
+    fits = {
+        name: (np.abs(corners - outlines) <= FORMAT_TOLERANCE).all(axis=1)
+        for name, corners in readings.items()
+    }
+    far = (np.abs(readings.pop("") - outlines) > 2 * FORMAT_TOLERANCE).any(axis=1)
+    for name in readings:
+        found[(found == "") & far & fits[name]] = name
+    found[(found == "") & _area_is_of_corners(boxes, columns.areas)] = "corners [x1, y1, x2, y2]"
     return found
+
+
+def _area_is_of_corners(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Boxes whose area is right only if they are corners; none where the file's areas are no boxes' areas; bool [A]."""
+    own, as_corners = boxes[:, 2] * boxes[:, 3], (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    is_own = np.abs(areas - own) <= AREA_TOLERANCE * own
+    swapped = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & ~is_own
+    swapped &= np.abs(areas - as_corners) <= 0.1 * AREA_TOLERANCE * as_corners
+    known = np.isfinite(areas).sum()  # areas of outlines fit one reading or the other by chance, now and then
+    return swapped if (is_own | swapped).sum() >= 0.9 * known else np.zeros(len(boxes), dtype=bool)
 
 
 def _readings(boxes: np.ndarray, size: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,22 +154,25 @@ def _numbers(values: np.ndarray) -> str:
     return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
 
 
-def _suspect_format(boxes: np.ndarray, size: np.ndarray, problems: Problems, *, num_bad: int) -> None:
-    """Add a hint or a problem where all boxes look like another format than x, y, width, height in pixels."""
+def _suspect_format(
+    boxes: np.ndarray, size: np.ndarray, problems: Problems, *, num_bad: int, is_problem: bool
+) -> None:
+    """Add a problem or a hint where all boxes look like another format than x, y, width, height in pixels.
+
+    A hint goes with the boxes that are reported; where these are dropped on request it is a problem (`is_problem`).
+    """
     if not len(boxes):
         return
+    as_corners = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= size + OUTSIDE_TOLERANCE).all()
+    turned = (boxes[:, :2] + boxes[:, 2:] <= size[:, ::-1] + OUTSIDE_TOLERANCE).all()
     if (boxes[:, :2] + boxes[:, 2:] <= 1 + 1e-6).all() and (boxes >= 0).all():
-        line = (
-            "all boxes lie in the first pixel of their images: they look like fractions of the image size. "
-        )
-        problems.add("swapped format", line + "Expected pixels")
-    elif num_bad:
-        as_corners = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        as_corners &= (boxes[:, 2:] <= size + OUTSIDE_TOLERANCE).all(axis=1)
-        swapped = (boxes[:, :2] + boxes[:, 2:] <= size[:, ::-1] + OUTSIDE_TOLERANCE).all(axis=1)
-        if as_corners.all():
-            problems.hints.append("All boxes would be right as corners [x1, y1, x2, y2]: convert them.")
-        elif swapped.all():
-            problems.hints.append(
-                "All boxes would be inside if 'width' and 'height' of the images were swapped."
-            )
+        line = "all boxes lie in the first pixel of their images: they look like fractions of the image size"
+        problems.add("swapped format", f"{line}. Expected pixels")
+    elif num_bad and as_corners:
+        line = "All boxes would be right as corners [x1, y1, x2, y2]: convert them."
+        if is_problem:
+            problems.add("swapped format", line)
+        else:
+            problems.hints.append(line)
+    elif num_bad and turned:
+        problems.hints.append("All boxes would be inside if 'width' and 'height' of the images were swapped.")

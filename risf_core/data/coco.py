@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from risf_core.data.box_checks import check_boxes
 from risf_core.data.coco_checks import (
     AnnotationColumns,
     ImageEntry,
-    Problems,
     check_annotations,
     check_categories,
     check_images,
@@ -28,6 +28,7 @@ from risf_core.data.coco_checks import (
     read_json,
 )
 from risf_core.data.dataset import DetectionData, ImageRecord
+from risf_core.data.problems import Problems
 from risf_core.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def load_coco(
     """
     path = Path(annotations)
     data, problems, _ = inspect_coco(path, images_dir, name=name, drop_invalid=drop_invalid)
-    problems.raise_if_any()
+    problems.raise_if_any(f"{path} {images_dir}")
     if class_names is None:
         return data
     selected = data.select_classes(class_names)
@@ -76,9 +77,15 @@ def load_coco(
 
 
 def inspect_coco(
-    annotations: str | Path, images_dir: str | Path, *, name: str | None = None, drop_invalid: bool = False
+    annotations: str | Path,
+    images_dir: str | Path | None,
+    *,
+    name: str | None = None,
+    drop_invalid: bool = False,
 ) -> tuple[DetectionData | None, Problems, list[ImageEntry]]:
     """Read a COCO-format file as `load_coco` does, and return what is wrong with it instead of raising.
+
+    Without an image folder the annotations alone are checked.
 
     Returns:
         The data, or None if anything is wrong; the problems; the images of the file, of size 0 where the entry is
@@ -87,16 +94,19 @@ def inspect_coco(
     Raises:
         DataError: If the file is no COCO file at all.
     """
-    path, images_dir = Path(annotations), Path(images_dir)
+    path = Path(annotations)
+    folder = path.parent if images_dir is None else Path(images_dir)
     content = read_json(path)
-    problems = Problems(path, images_dir)
+    problems = Problems(path)
     categories = check_categories(content["categories"], problems)
-    images = check_images(content["images"], images_dir, problems)
+    images = check_images(content["images"], folder, problems, look_for_files=images_dir is not None)
     columns = check_annotations(content["annotations"], problems)
     columns = columns.keep(check_references(columns, images, categories, problems))
     columns = columns.keep(check_boxes(columns, images, problems, drop_invalid=drop_invalid))
-    data = None if problems.found else _assemble(name or path.stem, categories, images, columns)
-    return data, problems, images
+    if problems.found:
+        return None, problems, images
+    data = _assemble(name or path.stem, categories, images, columns)
+    return replace(data, dropped=tuple(problems.dropped)), problems, images
 
 
 def _assemble(

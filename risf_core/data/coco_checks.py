@@ -1,23 +1,24 @@
 """What must hold in a COCO annotation file: every finding is collected, with the entry and what was expected.
 
-Used by `risf_core.data.coco` and `risf_core.data.check`; nothing here raises before the whole file has been looked
-at, but for a file that is no COCO file at all. What must hold of the boxes: `risf_core.data.box_checks`.
+Nothing here raises before the whole file has been looked at, but for a file that is no COCO file at all. What must hold
+of the boxes: `risf_core.data.box_checks`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from risf_core.data.problems import Problems
 from risf_core.errors import DataError
 
-SHOWN_PROBLEMS = 5  # in the message of an error; all are in its `problems`
 LARGEST_ID = 2**62  # ids must fit int64
-OUTLINE = "corners of the segmentation"  # our key in an annotation, see `read_json`
+OUTLINE = object()  # our key in an annotation, see `read_json`; no file can have it
 UNKNOWN = (np.nan,) * 4
 
 
@@ -56,58 +57,6 @@ class AnnotationColumns(NamedTuple):
         return AnnotationColumns(*(column[mask] for column in self))
 
 
-class Problem(NamedTuple):
-    """One thing that is wrong in an annotation file.
-
-    Attributes:
-        kind: Short name of the kind, such as ``empty box``.
-        line: The entry, what is wrong with it and what was expected.
-        drop: Entries that a clean copy leaves out, as ``(list of the file, position in it)``.
-        renumber: Position of an annotation that a clean copy gives a new id.
-    """
-
-    kind: str
-    line: str
-    drop: tuple[tuple[str, int], ...] = ()
-    renumber: int | None = None
-
-
-class Problems:
-    """What is wrong in one annotation file; collected first, raised once."""
-
-    def __init__(self, path: Path, images_dir: Path) -> None:
-        self.path, self.images_dir = path, images_dir
-        self.found: list[Problem] = []
-        self.hints: list[str] = []
-
-    @property
-    def lines(self) -> list[str]:
-        return [problem.line for problem in self.found]
-
-    def add(self, kind: str, line: str, *drop: tuple[str, int], renumber: int | None = None) -> None:
-        """Add a problem; `drop` are the entries that a clean copy leaves out (none: it cannot be dropped)."""
-        self.found.append(
-            Problem(kind, line, tuple((name, int(position)) for name, position in drop), renumber)
-        )
-
-    def raise_if_any(self) -> None:
-        """Raise one DataError: the first problems, how many there are, what to do; all as its `problems`."""
-        if not self.found:
-            return
-        lines, count = self.lines, len(self.found)
-        shown = [f"{self.path}: {lines[0]}", *(f"  {line}" for line in lines[1:SHOWN_PROBLEMS])]
-        if count > SHOWN_PROBLEMS:
-            shown.append(f"  ... {count - SHOWN_PROBLEMS} more")
-        todo = (
-            f"Every problem: python -m risf_core.data.check {self.path} {self.images_dir}\n"
-            "Fix the file, or write a copy without what is wrong: the same command with  --drop NEW.json"
-        )
-        shown += [*self.hints, f"{count} problem{'s' if count > 1 else ''} in total. {todo}"]
-        error = DataError("\n".join(shown))
-        error.problems = tuple(lines)
-        raise error
-
-
 def read_json(path: Path) -> dict[str, list]:
     """Read the three lists of the file; of outlines (``segmentation``), most of COCO's size, only the corners stay."""
 
@@ -123,7 +72,7 @@ def read_json(path: Path) -> dict[str, list]:
         )
     try:
         content = json.loads(path.read_bytes(), object_hook=without_outline)
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not a JSON file ({error}). Expected COCO annotations; restore the file."
         ) from error
@@ -171,6 +120,8 @@ def _fault(entry: Any, kinds: dict[str, str]) -> tuple[str, str] | None:
         if kind == "text":
             if not isinstance(value, str) or not value.strip():
                 return "wrong type", f"{key} is {_short(value)}; expected a text"
+            if not value.isprintable() and any(unicodedata.category(sign) in ("Cc", "Cs") for sign in value):
+                return "wrong value", f"{key} is {_short(value)}; expected no control characters"
         elif not _is_id(value):
             return "wrong type", f"{key} is {_short(value)}; expected a whole number"
         elif kind == "size" and value <= 0:
@@ -207,8 +158,10 @@ def check_categories(entries: list, problems: Problems) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def check_images(entries: list, images_dir: Path, problems: Problems) -> list[ImageEntry]:
-    """Return the well-formed images by ascending id, and look for their files."""
+def check_images(
+    entries: list, images_dir: Path, problems: Problems, *, look_for_files: bool
+) -> list[ImageEntry]:
+    """Return the images by ascending id, of size 0 where the entry is faulty, and look for their files."""
     images: dict[int, ImageEntry] = {}
     position_of: dict[str, int] = {}  # of a file name
     if not entries:
@@ -237,13 +190,13 @@ def check_images(entries: list, images_dir: Path, problems: Problems) -> list[Im
         position_of.setdefault(file_name, position)
         size = entry["height"], entry["width"]
         images[image_id] = ImageEntry(image_id, images_dir / file_name, *size, position)
-    _check_files(position_of, entries, problems)
+    if look_for_files:
+        _check_files(position_of, entries, images_dir, problems)
     return sorted(images.values())
 
 
-def _check_files(position_of: dict[str, int], entries: list, problems: Problems) -> None:
+def _check_files(position_of: dict[str, int], entries: list, images_dir: Path, problems: Problems) -> None:
     """Report the image files that are not there; one line if there is none at all."""
-    images_dir = problems.images_dir
     present = _present_files(position_of, images_dir)
     missing = [file_name for file_name in position_of if file_name not in present]
     if not missing:
@@ -253,9 +206,7 @@ def _check_files(position_of: dict[str, int], entries: list, problems: Problems)
         problems.add("missing file", line)
         return
     if not present:
-        line = (
-            f"none of the {len(missing)} image files is in {images_dir}; the first would be {missing[0]!r}. "
-        )
+        line = f"none of the {len(missing)} image files is in {images_dir}; the first would be {_short(missing[0])}. "
         problems.add("missing file", line + "Check the image folder and the 'file_name' of the images")
         return
     by_lower = {entry.name.lower(): entry.name for entry in os.scandir(images_dir)}
@@ -263,17 +214,19 @@ def _check_files(position_of: dict[str, int], entries: list, problems: Problems)
         other = by_lower.get(file_name.lower())
         hint = f"; the folder has {other!r}" if other else ""
         position = position_of[file_name]
-        line = f"image {entries[position]['id']}: file {images_dir / file_name} does not exist{hint}"
+        path = str(images_dir / file_name)
+        shown = path if path.isprintable() and len(path) < 500 else _short(file_name)
+        line = f"image {entries[position]['id']}: file {shown} does not exist{hint}"
         problems.add("missing file", line, ("images", position))
 
 
 def _present_files(file_names: dict[str, int], images_dir: Path) -> set[str]:
     """Those of the names whose file exists; reads whole folders where that is cheaper."""
     if len(file_names) < 1000:
-        return {file_name for file_name in file_names if (images_dir / file_name).is_file()}
+        return {file_name for file_name in file_names if os.path.isfile(images_dir / file_name)}
     present = set()
     for folder in {os.path.dirname(file_name) for file_name in file_names}:
-        if (images_dir / folder).is_dir():
+        if os.path.isdir(images_dir / folder):
             with os.scandir(images_dir / folder) as entries:
                 present.update(os.path.join(folder, entry.name) for entry in entries if entry.is_file())
     return present & file_names.keys()
@@ -347,10 +300,8 @@ def _check_annotation_ids(columns: AnnotationColumns, entries: list, problems: P
             f"annotation id {columns.ids[number]} stands twice (images {entries[other]['image_id']} and "
             f"{entries[position]['image_id']}); expected each id once"
         )
-        if entries[position] == entries[other]:
-            problems.add("duplicate annotation id", line, ("annotations", position))
-        else:
-            problems.add("duplicate annotation id", line, renumber=position)
+        is_copy = entries[position] == entries[other]  # else both are objects, and one needs another id
+        problems.add("duplicate annotation id", line, *([("annotations", position)] if is_copy else []))
 
 
 def check_references(

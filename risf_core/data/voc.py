@@ -105,9 +105,14 @@ def load_devkit_files(
     return to_data(read, known=VOC_CLASSES, name=name).select_classes(class_names)
 
 
+def image_set_file(folder: str | Path, image_set: str) -> Path:
+    """The file of an image set of a devkit."""
+    return Path(folder) / "ImageSets" / "Main" / f"{image_set}.txt"
+
+
 def read_image_set(folder: str | Path, image_set: str) -> list[str]:
     """The ids of an image set of a devkit, in the order of its file."""
-    path = Path(folder) / "ImageSets" / "Main" / f"{image_set}.txt"
+    path = image_set_file(folder, image_set)
     if not path.is_file():
         sets = sorted(entry.stem for entry in path.parent.glob("*.txt") if "_" not in entry.stem)
         found = f"The folder has {', '.join(sets)}." if sets else "Expected a devkit's folder, e.g. VOC2007."
@@ -352,9 +357,13 @@ def _check_boxes(
     """Report boxes without size or outside their image; the annotation without them."""
     low, high = annotation.boxes[:, :2] - 1, annotation.boxes[:, 2:]
     size = np.array([annotation.width, annotation.height])
-    sides = (high - low).min(axis=1)  # the shorter one
+    sides = (high.astype(np.float32) - low.astype(np.float32)).min(
+        axis=1
+    )  # the shorter one, as training has it
     inside = (low >= -OUTSIDE_TOLERANCE).all(axis=1) & (high <= size + OUTSIDE_TOLERANCE).all(axis=1)
-    inside &= (np.minimum(high, size) > np.maximum(low, 0)).all(axis=1)
+    inside &= (np.clip(high, 0, size).astype(np.float32) > np.clip(low, 0, size).astype(np.float32)).all(
+        axis=1
+    )
     inside |= annotation.width == 0  # a size that is wrong is reported already
     valid = (sides > 0) & inside
     for number in np.flatnonzero(~valid):

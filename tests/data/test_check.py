@@ -9,10 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from risf_core.data.check import check_data_set, main
+from risf_core.data.check import check_set, main
 from risf_core.data.coco import load_coco
 from risf_core.errors import DataError
 from tests.data.coco_files import box_entry, image_entry, write_files
+from tests.data.voc_files import write_devkit, write_pair, xml_text
 
 REAL = os.environ.get("RISF_REAL")  # folder of real data sets
 
@@ -88,23 +89,24 @@ def test_each_planted_kind_is_found_once_with_file_and_id(tmp_path, capsys):
     content = sound_set(tmp_path)
     plant(tmp_path, content)
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    found = check_data_set(tmp_path / "instances.json", tmp_path)
-    assert {problem.kind: problem.line.startswith(PLANTED[problem.kind]) for problem in found.problems} == (
+    found = check_set(tmp_path / "instances.json", tmp_path).problems.found
+    assert {problem.kind: problem.line.startswith(PLANTED[problem.kind]) for problem in found} == (
         dict.fromkeys(PLANTED, True)
     )
-    assert len(found.problems) == len(PLANTED) == 14
+    assert len(found) == len(PLANTED) == 14
     assert main([str(tmp_path / "instances.json"), str(tmp_path)]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert sum(line.startswith(f"{tmp_path}/instances.json: ") for line in printed) == 15
     assert "14 problems" in printed[-1] and str(tmp_path / "6.jpg") in "".join(printed)
-    with pytest.raises(DataError, match="--drop"):
+    with pytest.raises(DataError, match=f"data.check {tmp_path}/instances.json {tmp_path}$") as caught:
         load_coco(tmp_path / "instances.json", tmp_path)
+    assert len(caught.value.problems) == 12  # the images are decoded when they are read
 
 
 @pytest.mark.parametrize("outlines", [True, False])
 def test_sound_set_has_no_problem_and_its_counts_are_printed(tmp_path, capsys, outlines):
     sound_set(tmp_path, outlines=outlines)
-    assert check_data_set(tmp_path / "instances.json", tmp_path).problems == ()
+    assert check_set(tmp_path / "instances.json", tmp_path).problems.found == []
     assert main([str(tmp_path / "instances.json"), str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "6 images decoded" in printed and "hot dog" in printed
@@ -127,7 +129,7 @@ def test_format_of_a_box_is_told_by_its_outline(tmp_path, bbox, name):
     other = box_entry(1, 1, 1, (3, 3, 20, 20))
     entry = box_entry(2, 1, 1, bbox, segmentation=polygon(10, 8, 10, 7), area=70)
     path = write_files(tmp_path, [image_entry(1)], [other, entry])
-    found = check_data_set(path, tmp_path).problems
+    found = check_set(path, tmp_path).problems.found
     assert [
         (problem.kind, problem.line.split(" looks like ")[-1].split(", by the")[0]) for problem in found
     ] == ([] if name is None else [("swapped format", name)])
@@ -137,7 +139,7 @@ def test_corners_are_told_by_the_area_where_there_is_no_outline(tmp_path):
     corners = box_entry(1, 1, 1, (10, 8, 20, 15), area=70)
     crowd = box_entry(2, 1, 1, (10, 8, 20, 15), area=70, segmentation={"counts": [1], "size": [1]}, iscrowd=1)
     path = write_files(tmp_path, [image_entry(1)], [corners, crowd])
-    found = check_data_set(path, tmp_path).problems
+    found = check_set(path, tmp_path).problems.found
     assert [problem.line.split(":")[0] for problem in found] == ["annotation 1 (image 1)"]
     assert "its area" in found[0].line
 
@@ -145,23 +147,29 @@ def test_corners_are_told_by_the_area_where_there_is_no_outline(tmp_path):
 def test_clean_copy_keeps_the_rest_and_lists_what_went(tmp_path, capsys):
     content = sound_set(tmp_path)
     plant(tmp_path, content)
-    content["annotations"].append(content["annotations"][9] | {"bbox": [1, 1, 9, 9], "segmentation": []})
-    content["annotations"][-1]["area"] = 81
     path, copy = tmp_path / "instances.json", tmp_path / "clean.json"
     path.write_text(json.dumps(content | {"info": {"year": 2026}}))
     assert main([str(path), str(tmp_path), "--drop", str(copy)]) == 0
-    assert check_data_set(copy, tmp_path).problems == ()
+    assert check_set(copy, tmp_path).problems.found == []
     clean = json.loads(copy.read_text())
     assert clean["info"] == {"year": 2026} and [image["id"] for image in clean["images"]] == [1, 2, 3, 4]
     faulty = {100, 101, 102, 103, 104, 105, 110, 111, 112, 113}
-    left = [n for n in range(100, 130) if n not in faulty and (n - 100) % 6 < 4]
-    assert [entry["id"] for entry in clean["annotations"]] == [*left, 130]
-    assert clean["annotations"][-1]["bbox"] == [1, 1, 9, 9]
+    assert [entry["id"] for entry in clean["annotations"]] == [
+        n for n in range(100, 130) if n not in faulty and (n - 100) % 6 < 4
+    ]
     assert clean["annotations"][0]["segmentation"] == content["annotations"][6]["segmentation"]
     lines = (tmp_path / "clean.json.dropped.txt").read_text().splitlines()
     gone = {n for n in range(100, 130) if (n - 100) % 6 >= 4} - faulty  # boxes of the two dropped images
-    assert sum("is dropped" in line for line in lines) == len(gone) and len(lines) == 14 + len(gone) + 2
-    assert "has the new id 130" in lines[-1] and str(copy) in capsys.readouterr().out
+    assert sum("is dropped" in line for line in lines) == len(gone) and len(lines) == 14 + len(gone)
+    assert str(copy) in capsys.readouterr().out
+
+
+def test_an_object_whose_id_another_has_is_not_dropped(tmp_path, capsys):
+    boxes = [box_entry(1, 1, 1), box_entry(1, 1, 1, (1, 1, 9, 9))]
+    path = write_files(tmp_path, [image_entry(1)], boxes)
+    assert main([str(path), str(tmp_path), "--drop", str(tmp_path / "clean.json")]) == 1
+    assert "annotation id 1 stands twice" in capsys.readouterr().err
+    assert not (tmp_path / "clean.json").exists()
 
 
 def test_images_that_share_an_id_are_both_dropped_if_they_differ(tmp_path):
@@ -185,26 +193,355 @@ def test_faults_of_the_whole_file_cannot_be_dropped(tmp_path, capsys):
     )  # nothing would be left
 
 
-def test_files_of_a_params_file_are_checked(tmp_path, monkeypatch, capsys):
-    sound_set(tmp_path)
-    write_files(tmp_path, [image_entry(9, width=0)], [], name="test.json")
-    data = {"source": "coco", "annotations": "instances.json", "images": ".", "test_annotations": "test.json"}
-    content = {"profile": "own", "data": data | {"novel_classes": ["cat"]}}
-    path = tmp_path / "00_check_setup.yaml"
-    path.write_text(yaml.safe_dump(content))
-    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
-    assert main(["--params", str(path)]) == 1
+@pytest.mark.parametrize("number", [0, 1])
+def test_images_of_another_size_by_exif_are_told(tmp_path, number):
+    """Sizes and boxes are those of the upright image, as published; a file that states the stored size is refused."""
+    path = write_files(tmp_path, [image_entry(1, width=(40, 30)[number], height=(30, 40)[number])], [])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png", exif=exif)
+    found = check_set(path, tmp_path).problems.found
+    if number:
+        assert found == []
+    else:
+        assert [problem.kind for problem in found] == ["wrong image size"] and "EXIF" in found[0].line
+
+
+@pytest.mark.parametrize(
+    ("bbox", "kinds"),
+    [
+        ((-1, 10, 42, 21), []),  # exactly one pixel on three sides
+        ((0.5, 0.25, 39.5000001, 29.7500001), []),
+        ((-1.01, 10, 9, 9), ["box outside"]),
+        ((30, 10, 11.01, 9), ["box outside"]),
+        ((-0.9, 10, 0.9, 9), ["box outside"]),  # nothing of it is in the image
+        ((30, 10, 1e-7, 9), ["empty box"]),  # no width in single precision
+        ((30, 10, 1e300, 9), ["box outside"]),
+        ((1e308, 10, 1e308, 9), ["box outside"]),
+    ],
+)
+def test_boxes_at_the_border_may_end_a_pixel_outside(tmp_path, bbox, kinds):
+    path = write_files(tmp_path, [image_entry(1)], [box_entry(1, 1, 1, bbox), box_entry(2, 1, 1)])
+    checked = check_set(path, tmp_path)
+    assert list(checked.kinds) == kinds
+    if not kinds:
+        x1, y1, x2, y2 = checked.data.images[0].boxes[0]
+        assert 0 <= x1 < x2 <= 40 and 0 <= y1 < y2 <= 30
+
+
+def test_areas_that_are_not_of_boxes_tell_no_format(tmp_path):
+    """Outlines' areas fit one reading or the other by chance; so they count only where they fit as a whole."""
+    boxes = [box_entry(n, 1, 1, (2, 3, 10 + n, 12), area=40 + 3 * n) for n in range(9)]
+    boxes.append(box_entry(9, 1, 1, (5, 5, 20, 20), area=225))  # that of the corners, by chance
+    path = write_files(tmp_path, [image_entry(1)], boxes)
+    assert check_set(path, tmp_path).problems.found == []
+    for entry in boxes[:9]:
+        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
+    path = write_files(tmp_path, [image_entry(1)], boxes)
+    assert [problem.line.split(" (")[0] for problem in check_set(path, tmp_path).problems.found] == [
+        "annotation 9"
+    ]
+
+
+def test_corners_are_not_dropped_as_boxes_outside(tmp_path):
+    corners = [box_entry(n, 1, 1, (20, 10 + n, 38, 29)) for n in range(3)]
+    corners.append(box_entry(9, 1, 1, (1, 1, 12, 12)))
+    path = write_files(tmp_path, [image_entry(1)], corners)
+    with pytest.raises(DataError, match="all boxes would be right as corners|All boxes would be right"):
+        load_coco(path, tmp_path, drop_invalid=True)
+
+
+HOSTILE = {
+    "list": b"[1, 2]",
+    "empty": b"",
+    "cut": b'{"images": [{"id": 1',
+    "binary": bytes(range(256)),
+    "deep": b"[" * 100_000,
+    "huge number": b'{"images": [' + b"9" * 5000 + b"]}",
+    "null": b"null",
+    "nested nulls": b'{"images": [null, [null]], "annotations": {"a": null}, "categories": [null]}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_that_is_no_coco_file_is_one_problem(tmp_path, capsys, name):
+    path = tmp_path / "a.json"
+    path.write_bytes(HOSTILE[name])
+    assert main([str(path), str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{path}: ") and "1 problem: 1 unreadable file" in lines[1]
+
+
+STRANGE = [None, [], {}, "", "x", -1, 0, 1.5, True, 10**30, float("nan"), float("inf"), -0.0, 2**62, [None], {"id": []},
+           "\ud800", "\x1b[2J", "a" * 5000, "../..", "\0"]  # fmt: skip
+
+
+def test_strange_values_are_problems_and_never_tracebacks(tmp_path, capsys):
+    """Every value in every field of every list, one file with all of them; what passes is what means something."""
+    fields = {
+        "images": image_entry(0) | {"license": 0},
+        "annotations": box_entry(0, 1, 1) | {"area": 5, "segmentation": []},
+        "categories": {"id": 50, "name": "other"},
+    }
+    content = {"images": [image_entry(1)], "annotations": [box_entry(1, 1, 1)], "categories": []}
+    content["categories"].append({"id": 1, "name": "cat"})
+    number = 100
+    for name, entry in fields.items():
+        content[name] += STRANGE
+        for key in entry:
+            for value in STRANGE:
+                number += 1
+                own = {"file_name": f"{number}.png"} if name == "images" else {}
+                own |= {"name": f"class {number}"} if name == "categories" else {}
+                content[name].append(entry | {"id": number} | own | {key: value})
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.png")
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    assert main([str(path), str(tmp_path)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) > 280 and f"{len(printed) - 1} problems" in printed[-1]
+    assert all(line.isprintable() and len(line) < 1000 for line in printed)
+
+
+XML_PLANTED = {  # kind: file, text, what is said
+    "NaN box": (xml_text([("ace", (1, 1, "nan", 5))]), "object 1 (ace): bndbox/xmax is 'nan'"),
+    "infinite box": (xml_text([("ace", (1, 1, 9, "1e999"))]), "object 1 (ace): bndbox/ymax is '1e999'"),
+    "negative box": (xml_text([("ace", (9, 1, 5, 5))]), "object 1 (ace): box [9, 1, 5, 5] has no size"),
+    "empty box": (xml_text([("ace", (6, 1, 5, 5))]), "object 1 (ace): box [6, 1, 5, 5] has no size"),
+    "box outside": (xml_text([("ace", (6, 1, 50, 5))]), "lies outside its image of 40x30"),
+    "missing key": (xml_text([("", (6, 1, 9, 5))]), "object 1 (without name): has no 'name'"),
+    "wrong type": (xml_text([("ace", (6, "one", 9, 5))]), "bndbox/ymin is 'one'"),
+    "wrong value": (xml_text([], width=0), "size is 0x30"),
+    "wrong image size": (xml_text([], width=41), "has 40x30 pixels, its annotations say 41x30"),
+    "unreadable image": (xml_text([]), "cannot be decoded"),
+    "unreadable file": ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "not readable as XML"),
+}
+
+
+def test_each_planted_kind_is_found_once_in_xml_files(tmp_path, capsys):
+    for kind, (text, _) in XML_PLANTED.items():
+        write_pair(tmp_path, kind, [])
+        (tmp_path / f"{kind}.xml").write_text(text)
+    whole = (tmp_path / "unreadable image.jpg").read_bytes()
+    (tmp_path / "unreadable image.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "unknown image.xml").write_text(xml_text([]))
+    write_pair(tmp_path, "duplicate image", [])
+    Image.new("RGB", (40, 30)).save(tmp_path / "duplicate image.png")
+    found = check_set(tmp_path).problems.found
+    assert sorted(problem.kind for problem in found) == sorted(
+        [*XML_PLANTED, "unknown image", "duplicate image"]
+    )
+    for problem in found:
+        assert problem.kind in str(problem) and XML_PLANTED.get(problem.kind, ("", ""))[1] in problem.line
+    assert main([str(tmp_path)]) == 1
+    assert "13 problems" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_sound_folder_of_xml_files_prints_its_counts(tmp_path, capsys):
+    write_pair(tmp_path / "xml", "a", [("ace", (1, 1, 4, 9))])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "xml" / "a.jpg").rename(tmp_path / "images" / "a.jpg")
+    assert main([str(tmp_path / "xml"), str(tmp_path / "images")]) == 0
+    assert "1 images decoded" in (printed := capsys.readouterr().out) and "ace" in printed
+    assert main([str(tmp_path / "nowhere")]) == 1 and "does not exist" in capsys.readouterr().out
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + "".join(
+    f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
+)
+HOSTILE_XML = {
+    "bomb": f"{BOMB}]><annotation>&j;</annotation>".encode(),
+    "file": b'<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>',
+    "encoding": b'<?xml version="1.0" encoding="klingon"?><annotation/>',
+    "zero": b"<annotation>\0</annotation>",
+    "binary": bytes(range(256)),
+    "empty": b"",
+    "json": b'{"images": []}',
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_XML)
+def test_a_file_that_is_no_xml_is_one_problem(tmp_path, capsys, name):
+    write_pair(tmp_path, "a", [])
+    (tmp_path / "a.xml").write_bytes(HOSTILE_XML[name])
+    assert main([str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{tmp_path / 'a.xml'}: not readable as XML")
+
+
+def test_deep_and_strange_xml_is_no_traceback(tmp_path, capsys):
+    write_pair(tmp_path, "deep", [])
+    (tmp_path / "deep.xml").write_text("<a>" * 50_000 + "</a>" * 50_000)
+    write_pair(tmp_path, "strange", [("a\u2028b", (1, 1, "9" * 400, 9)), ("c", ("0x1", "", "1_0", "\u0665"))])
+    assert main([str(tmp_path)]) == 1
     printed = capsys.readouterr().out
-    assert "instances.json: nothing is wrong" in printed and "image 9: width is 0" in printed
-    path.write_text(yaml.safe_dump({"profile": "own"}))
-    assert main(["--params", str(path)]) == 1
-    assert "Expected data of source coco" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([str(path)])
+    assert "deep.xml: has no 'size/width'" in printed and "strange.xml: object 1" in printed
+
+
+def test_a_devkit_is_checked_in_all_its_sets(tmp_path, capsys):
+    images = {"000001": [("bird", (1, 1, 9, 9))], "000002": [("brid", (1, 1, 9, 9))], "000003": []}
+    folder = write_devkit(tmp_path / "VOC2007", images, {"trainval": ["000001"], "test": ["000002"]})
+    assert main([str(folder)]) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "000002.xml: object 1 (brid): expected one of the 20 classes" in printed and "1 problem:" in printed
+    )
+    (folder / "Annotations" / "000002.xml").write_text(xml_text([("cat", (1, 1, 9, 9), True)]))
+    assert main([str(folder)]) == 0 and "2 images decoded" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------ all that a params file names
+
+
+def check_data_of(folder: Path, monkeypatch, **data) -> int:
+    path = folder / "00_check_setup.yaml"
+    path.write_text(yaml.safe_dump({"profile": "own", "data": data}))
+    monkeypatch.setenv("RISF_ROOT", str(folder))
+    return main(["--params", str(path)])
+
+
+OWN = {
+    "source": "coco",
+    "annotations": "instances.json",
+    "images": ".",
+    "novel_classes": ["cat"],
+    "shots": [1],
+    "num_seeds": 1,
+}
+
+
+def two_classes(folder: Path) -> None:
+    """Six images with a person and a cat each."""
+    boxes = [box_entry(2 * n + c, n, (1, 3)[c]) for n in range(1, 7) for c in range(2)]
+    write_files(folder, [image_entry(n) for n in range(1, 7)], boxes)
+
+
+def test_each_image_of_a_params_file_is_decoded_once_and_faults_of_all_files_are_named(
+    tmp_path, monkeypatch, capsys
+):
+    two_classes(tmp_path)
+    write_files(tmp_path, [image_entry(9, width=0)], [], name="test.json")
+    assert check_data_of(tmp_path, monkeypatch, **OWN, test_annotations="test.json") == 1
+    printed = capsys.readouterr().out
+    assert (
+        "instances.json: nothing is wrong; 6 images decoded" in printed and "image 9: width is 0" in printed
+    )
+    write_files(tmp_path, [image_entry(6), image_entry(9)], [box_entry(1, 9, 1)], name="test.json")
+    assert check_data_of(tmp_path, monkeypatch, **OWN, test_annotations="nowhere.json") == 1
+    assert "nowhere.json: annotation file" in capsys.readouterr().out
+    assert check_data_of(tmp_path, monkeypatch, **OWN) == 0
+    printed = capsys.readouterr().out
+    assert "6 images decoded" in printed and "1 K-shot sets read" in printed
+    assert not (tmp_path / "data").exists()  # drawn in a temporary folder
+
+
+def test_classes_and_draws_that_cannot_be_had_are_named(tmp_path, monkeypatch, capsys):
+    two_classes(tmp_path)
+    assert check_data_of(tmp_path, monkeypatch, **OWN | {"novel_classes": ["cta"]}) == 1
+    assert "there is no class 'cta'" in capsys.readouterr().out
+    assert check_data_of(tmp_path, monkeypatch, **OWN | {"shots": [5]}) == 1
+    assert "class 'cat' has 3 boxes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["files", "published"])
+def test_given_shot_sets_are_checked(tmp_path, monkeypatch, capsys, kind):
+    two_classes(tmp_path)
+    write_files(tmp_path, [image_entry(9)], [box_entry(1, 9, 1), box_entry(2, 9, 3)], name="test.json")
+    few_shot = (
+        {"kind": "files", "pattern": "1_shot.json"} if kind == "files" else {"kind": kind, "folder": "shots"}
+    )
+    names = ["{shots}_shot.json"] if kind == "files" else ["full_box_1shot_cat_trainval.json"]
+    if kind == "files":
+        few_shot["pattern"] = names[0]
+    (tmp_path / "shots").mkdir()
+    path = tmp_path / ("1_shot.json" if kind == "files" else f"shots/{names[0]}")
+    options = OWN | {"few_shot": few_shot, "test_annotations": "test.json"}
+
+    def write(*boxes: dict) -> None:
+        images = [image_entry(1), image_entry(2)]
+        write_files(tmp_path, images, boxes, name=path.relative_to(tmp_path).as_posix())
+
+    write(box_entry(1, 1, 3))
+    assert check_data_of(tmp_path, monkeypatch, **options) == 0
+    assert "nothing is wrong with 1 more files" in capsys.readouterr().out
+    write(box_entry(1, 1, 3, (1, 1, 0, 5)))
+    assert check_data_of(tmp_path, monkeypatch, **options) == 1
+    assert f"{path}: annotation 1 (image 1): box [1, 1, 0, 5] has zero width" in capsys.readouterr().out
+    assert check_data_of(tmp_path, monkeypatch, **options, drop_invalid=True) == int(kind == "files")
+    printed = capsys.readouterr().out
+    assert f"{path}: dropped on request: annotation 1" in printed
+    assert ("class 'cat' has 0 boxes" in printed) == (kind == "files")  # published sets may have fewer than K
+    path.unlink()
+    assert check_data_of(tmp_path, monkeypatch, **options) == 1
+    assert "K = 1, seed 0" in (printed := capsys.readouterr().out) or "1_shot.json does not exist" in printed
+
+
+def test_voc_of_a_params_file_is_checked_with_its_lists(tmp_path, monkeypatch, capsys):
+    novel = ("bird", "bus", "cow", "motorbike", "sofa")
+    images = {f"00000{n}": [(name, (1, 1, 9, 9))] for n, name in enumerate(novel)}
+    write_devkit(tmp_path / "VOC2007", images, {"trainval": list(images), "test": list(images)})
+    (tmp_path / "lists").mkdir()
+    for number, name in enumerate(novel):
+        path = tmp_path / "lists" / f"box_1shot_{name}_train.txt"
+        path.write_text(f"datasets/VOC2007/JPEGImages/00000{number}.jpg\n")
+    data = {
+        "source": "voc",
+        "voc2007": "VOC2007",
+        "voc2012": None,
+        "splits": "lists",
+        "shots": [1],
+        "num_seeds": 2,
+    }
+    assert check_data_of(tmp_path, monkeypatch, **data) == 1
+    printed = capsys.readouterr().out
+    assert "VOC2007: nothing is wrong; 5 images decoded" in printed and "1 problem: 1 K-shot set" in printed
+    assert "K = 1, seed 1: there is no few-shot list" in printed
+    assert check_data_of(tmp_path, monkeypatch, **data | {"num_seeds": 1}) == 0
+    capsys.readouterr()
+    (tmp_path / "VOC2007" / "JPEGImages" / "000001.JPG").write_bytes(b"")
+    assert check_data_of(tmp_path, monkeypatch, **data | {"voc2012": "VOC2012"}) == 1
+    printed = capsys.readouterr().out
+    assert "000001.xml: image" in printed and "VOC2012: there is no image set" in printed
+
+
+def test_words_that_do_not_go_together_are_refused(tmp_path):
+    for words in ([], ["a.json", "--params", "b.yaml"], [str(tmp_path), str(tmp_path), "--drop", "c.json"]):
+        with pytest.raises(SystemExit):
+            main(words)
+    assert main(["--params", str(tmp_path / "nowhere.yaml")]) == 1
+
+
+# ------------------------------------------------------------ real and made sets
 
 
 @pytest.mark.skipif(REAL is None, reason="RISF_REAL does not name the folder of real data sets")
-def test_real_set_has_no_problem():
+def test_real_sets_have_no_problem(tmp_path):
     folder = Path(REAL) / "coco_permissive"
-    found = check_data_set(folder / "instances.json", folder / "images")
-    assert found.problems == () and found.num_images == 137
+    photos = check_set(folder / "instances.json", folder / "images")
+    assert photos.problems.found == [] and photos.num_decoded == 137
+    for part, count in (("train", 296), ("test", 67)):
+        cards = check_set(Path(REAL) / "playing_cards" / "images" / part)
+        assert cards.problems.found == [] and cards.num_decoded == count
+    truth = Path(REAL) / "coco_eval_parity" / "instances_val2014_100.json"
+    alone = check_set(truth)
+    assert alone.problems.found == [] and len(alone.data.flat.labels) == 839 and alone.num_decoded == 0
+    assert list(check_set(truth, tmp_path / "nowhere").kinds) == ["missing file"]
+
+
+@pytest.mark.skipif(REAL is None, reason="RISF_REAL does not name the folder of real data sets")
+def test_real_boxes_look_like_no_other_format_without_their_outlines(tmp_path):
+    content = json.loads((Path(REAL) / "coco_permissive" / "instances.json").read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert check_set(tmp_path / "a.json").problems.found == []
+
+
+def test_a_pictogram_world_has_no_problem(tmp_path, monkeypatch, capsys):
+    data = {"num_base_images": 40, "num_test_images": 8, "image_size": 64, "num_classification": 100}
+    data |= {"num_corpus": 100, "shots": [1], "few_shot_seeds": 1, "extra_novel": 0}
+    assert check_data_of(tmp_path, monkeypatch, source="pictograms", root=str(tmp_path / "data"), **data) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "40 images decoded" in printed and "8 images decoded" in printed and "1 K-shot sets read" in printed
+    )

@@ -11,11 +11,11 @@ from tests.data.coco_files import CATEGORIES, box_entry, image_entry, write_file
 
 
 def refused(folder, images, annotations, categories=CATEGORIES, **options):
-    """Load a file that must be refused; return the error's problems and its message."""
+    """Load a file that must be refused; return the error's problems (without the file) and its message."""
     path = write_files(folder, images, annotations, categories)
     with pytest.raises(DataError) as caught:
         load_coco(path, folder, **options)
-    return caught.value.problems, str(caught.value)
+    return [line.removeprefix(f"{path}: ") for line in caught.value.problems], str(caught.value)
 
 
 def test_boxes_become_corners_and_classes_follow_category_ids(tmp_path):
@@ -176,7 +176,7 @@ def test_missing_image_files_are_found_when_loading(tmp_path):
     (tmp_path / "3.png").rename(tmp_path / "3.PNG")
     with pytest.raises(DataError) as caught:
         load_coco(path, tmp_path)
-    assert [line.split(":")[0] for line in caught.value.problems] == ["image 2", "image 3"]
+    assert [line.split(": ")[1] for line in caught.value.problems] == ["image 2", "image 3"]
     assert "the folder has '3.PNG'" in caught.value.problems[1]
     with pytest.raises(DataError, match="does not exist") as caught:
         load_coco(path, tmp_path / "nowhere")
