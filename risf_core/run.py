@@ -17,7 +17,7 @@ from risf_core.errors import DataError, ParamsError, RisfError, SplitError
 from risf_core.runs.launcher import Launcher, Node, build_graph, estimate_seconds, to_do
 from risf_core.runs.notebook_cells import code_cells, literal_assignments
 from risf_core.runs.run_specs import RunSpec, load_list, load_run, shown
-from risf_core.runs.state import record_path
+from risf_core.runs.state import check_user_files, missing_files, record_path
 from risf_core.runs.yaml_files import nearest, parse_yaml
 
 USAGE = """python -m risf_core.run NOTEBOOK --params FILE [-p NAME VALUE]... [--with-upstream] [--force]
@@ -145,7 +145,12 @@ def _main(arguments: argparse.Namespace) -> int:
     estimate_seconds(nodes)
     if arguments.dry_run:
         print("\n".join(f"would run {node.spec.command}" for node in nodes.values()))
+        missing = dict.fromkeys(path for node in nodes.values() for path in missing_files(node.params))
+        if missing:
+            print(f"not there yet: {', '.join(map(shown, missing))}", file=sys.stderr)
         return 0
+    for node in nodes.values():
+        check_user_files(node.params)
     return _launch(nodes, arguments, wanted)
 
 

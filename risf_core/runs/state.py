@@ -30,19 +30,25 @@ def digest(value: Any) -> str:
 
 
 def params_hash(params: NotebookParams) -> str:
-    """Hash of the parameters that may change a number, and of the user's own files.
-
-    Raises:
-        DataError: If a file of the user is missing.
-    """
+    """Hash of the parameters that may change a number, and of the user's own files; None stands for a missing one."""
     values = params.model_dump(mode="json", exclude={"device": True, "num_threads": True, "data": {"root"}})
     paths = {path: project_path(path) for path in params.user_files()}
-    if missing := [path for path in paths.values() if not path.is_file()]:
+    files = {name: _file_hash(path) if path.is_file() else None for name, path in paths.items()}
+    return digest({"notebook": params.notebook, "params": values, "user_files": files})
+
+
+def missing_files(params: NotebookParams) -> list[Path]:
+    """The user's own files, annotation files and folders that the parameters name and that are not there."""
+    names = (*params.user_files(), *params.data.files())
+    return [path for path in map(project_path, names) if not path.exists()]
+
+
+def check_user_files(params: NotebookParams) -> None:
+    """DataError if a file of the user is missing."""
+    if missing := [path for path in map(project_path, params.user_files()) if not path.is_file()]:
         raise DataError(
             f"{missing[0]}: no such file; correct the path in the parameters of {params.notebook}."
         )
-    files = {name: _file_hash(path) for name, path in paths.items()}
-    return digest({"notebook": params.notebook, "params": values, "user_files": files})
 
 
 def run_id(params: NotebookParams) -> str:
@@ -70,7 +76,11 @@ def state_hash(params: NotebookParams, notebook: Path | None = None) -> str:
     Args:
         params: The run's parameters.
         notebook: The notebook's file, if not the one of the project.
+
+    Raises:
+        DataError: If a file of the user or of the data is missing.
     """
+    check_user_files(params)
     notebook = notebook or project_path(f"notebooks/{params.notebook}.ipynb")
     parts: dict[str, Any] = {
         "params": params_hash(params),
