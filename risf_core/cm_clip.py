@@ -39,7 +39,7 @@ BACKGROUND = "background"
 TEMPERATURE = 100.0  # factor of the cosines in the released code, and CLIP's largest logit scale
 TEMPLATES = ("a photo of {}",)  # the released code's only prompt, without an article
 CROP_RULES = ("squash", "shortest", "longest")  # open_clip's resize modes; the paper squashes
-RESIZES = ("roi_align", "bicubic")
+RESIZES = ("roi_align", "bicubic", "bicubic_tensor")
 PREPROCESSINGS = ("clip", "released")
 
 
@@ -103,7 +103,8 @@ class CMCLIP:
         temperature: Factor of the cosines in the softmax.
         crop: How a crop becomes the model's input size: "squash" (both sides, as published), or with resize="bicubic"
             also open_clip's "shortest" (resize, then centre crop) and "longest".
-        resize: "roi_align" (on the tensor, as published) or "bicubic" (PIL crop and open_clip's own transform).
+        resize: "roi_align" (bilinear, averaged where it shrinks, as published), "bicubic" (PIL crop and open_clip's own
+            transform) or "bicubic_tensor" (the same rule on the model's device; see `_bicubic_crops`).
         preprocess: "clip" (RGB, the model's mean and std) or "released" (BGR in 0-1, nothing else: what the published
             code feeds).
         batch_size: Crops in one forward pass; memory grows with it. 64 fit a CPU's caches and are faster than 256.
@@ -150,9 +151,9 @@ class CMCLIP:
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise ParamsError(f"{name} is {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
-        if self.resize == "roi_align" and self.crop != "squash":
+        if self.resize != "bicubic" and self.crop != "squash":
             raise ParamsError(
-                f'crop="{self.crop}" keeps the aspect, which resize="roi_align" cannot: use "bicubic".'
+                f'crop="{self.crop}" keeps the aspect, which resize="{self.resize}" cannot: use "bicubic".'
             )
         if isinstance(label_space, str):
             raise ParamsError(
@@ -204,12 +205,34 @@ class CMCLIP:
             image = image.flip(0)  # RGB -> BGR
         if self.resize == "bicubic":
             return self._pil_crops(image, boxes)
-        pixels = image.to(self.device, torch.float32)[None] / 255.0
-        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1).to(self.device)
-        # Sampling ratio 0: as many points in a bin as it has pixels, so that large boxes are averaged, not thinned out.
-        crops = roi_align(pixels, rois, self.image_size, sampling_ratio=0, aligned=True)
+        boxes, pixels = boxes.to(self.device), image.to(self.device, torch.float32)
+        if self.resize == "bicubic_tensor":
+            crops = self._bicubic_crops(pixels, boxes)
+        else:
+            rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+            # Sampling ratio 0: as many points in a bin as it has pixels, so that large boxes are averaged, not thinned
+            # out.
+            crops = roi_align(pixels[None] / 255.0, rois, self.image_size, sampling_ratio=0, aligned=True)
         mean, std = (torch.tensor(v, device=self.device)[:, None, None] for v in (self._mean, self._std))
         return crops.sub_(mean).div_(std)
+
+    def _bicubic_crops(self, pixels: Tensor, boxes: Tensor) -> Tensor:
+        """What `_pil_crops` gives for crop="squash", before mean and std.
+
+        Two passes, each rounded to whole levels, in the order of Pillow 13 (rows first where they shrink much more than
+        the columns; older ones always take the columns first). Within 2 of 255 levels: Pillow computes in integers.
+        """
+        height, width = self.image_size
+        crops = pixels.new_empty(len(boxes), 3, height, width)
+        for i, box in enumerate(boxes.tolist()):
+            x1, y1, x2, y2 = _pixel_box(box, pixels.shape[2], pixels.shape[1])
+            crop = pixels[None, :, y1:y2, x1:x2]
+            rows_first = y2 - y1 - height > 2 * max(x2 - x1 - width, 0)
+            for size in ((height, x2 - x1) if rows_first else (y2 - y1, width), (height, width)):
+                crop = nn.functional.interpolate(crop, size=size, mode=self._interpolation, antialias=True)
+                crop = crop.add(0.5).floor().clamp(0, 255)
+            crops[i] = crop[0]
+        return crops.div_(255.0)
 
     def _pil_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
         transform = image_transform(

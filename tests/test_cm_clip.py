@@ -8,6 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from PIL import Image
 
 from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names, load_clip, rescore
@@ -15,7 +16,7 @@ from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.data.loader import ImageCache, read_image
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import DataError, ParamsError
-from tests.color_clip import NAMES, ColorClip, color_clip
+from tests.color_clip import NAMES, ColorClip, color_clip, color_tokens
 
 
 def two_colors() -> torch.Tensor:
@@ -102,12 +103,55 @@ def test_bicubic_crops_equal_the_transform_of_open_clip(tiny):
     assert torch.equal(clip.crops(image, boxes), expected)
 
 
-def test_both_resize_rules_see_the_same_picture(tiny):
+@pytest.mark.parametrize("rule", ["shortest", "longest"])
+def test_crops_that_keep_the_aspect_equal_the_transform_of_open_clip(tiny, rule):
+    image = noise(3, 70, 90)
+    clip = CMCLIP(tiny.model, tiny.tokenizer, NAMES, resize="bicubic", crop=rule)
+    crop = Image.fromarray(image.permute(1, 2, 0).numpy()).crop((5, 10, 85, 30))
+    transform = open_clip.image_transform(64, is_train=False, resize_mode=rule)
+    assert torch.equal(clip.crops(image, torch.tensor([[5.0, 10.0, 85.0, 30.0]]))[0], transform(crop))
+
+
+def test_clips_own_picture_gives_openais_tensor_exactly():
+    folder = Path(os.environ.get("RISF_REAL", "nowhere")) / "clip_preprocess"
+    if not folder.is_dir():
+        pytest.skip("RISF_REAL does not point at the folder with clip_preprocess")
+    model = ColorClip(224)
+    model.visual.preprocess_cfg |= {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
+    clip = CMCLIP(model, color_tokens, NAMES, resize="bicubic", crop="shortest")
+    image = read_image(folder / "franz-kafka.jpg")
+    whole = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]])
+    assert np.array_equal(
+        clip.crops(image, whole).numpy(), np.load(folder / "expected_preprocessed_image.npy")
+    )
+
+
+def test_tensors_are_resized_as_pil_does_within_two_levels_and_a_thousandth_of_probability():
+    tower = load_clip("risf-tiny-vit", None)
+    pil, tensor = (
+        CMCLIP(tower.model, tower.tokenizer, ("cat", "dog", "queen"), resize=rule)
+        for rule in ("bicubic", "bicubic_tensor")
+    )
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(60, 2, generator=generator) * 200
+    # wide and tall, grown and shrunk, some beyond the border
+    boxes = torch.cat([corners, corners + 3 + 200 * torch.rand(60, 2, generator=generator)], dim=1)
+    image = noise(4, 240, 300)
+    levels = (pil.crops(image, boxes) - tensor.crops(image, boxes)).abs() * 255 * max(OPENAI_DATASET_STD)
+    assert levels.max() < 2.1 and (levels > 0.1).float().mean() < 1e-3
+    expected, found = (clip.probabilities(image, boxes) for clip in (pil, tensor))
+    # the probabilities differ over the crops, so that the band says something
+    assert (expected.amax(0) - expected.amin(0)).max() > 0.1
+    assert (expected - found).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("rule", ["bicubic", "bicubic_tensor"])
+def test_all_resize_rules_see_the_same_picture(tiny, rule):
     image = two_colors()
     boxes = torch.tensor([[0.0, 0.0, 20.0, 10.0]])
     crops = [
-        CMCLIP(tiny.model, tiny.tokenizer, NAMES, resize=rule).crops(image, boxes)
-        for rule in ("roi_align", "bicubic")
+        CMCLIP(tiny.model, tiny.tokenizer, NAMES, resize=name).crops(image, boxes)
+        for name in ("roi_align", rule)
     ]
     assert crops[0].shape == crops[1].shape == (1, 3, 64, 64)
     assert (crops[0] - crops[1])[..., :24].abs().max() < 1e-5  # away from the edge between the colours
@@ -167,8 +211,9 @@ def test_templates_are_averaged_after_normalisation():
         ({"label_space": ["red", "green", "red"]}, "each class once"),
         ({"label_space": "novel+background"}, "list of names"),
         ({"preprocess": "bgr"}, "clip, released"),
-        ({"resize": "bilinear"}, "roi_align, bicubic"),
+        ({"resize": "bilinear"}, "roi_align, bicubic, bicubic_tensor"),
         ({"crop": "shortest"}, 'use "bicubic"'),
+        ({"crop": "longest", "resize": "bicubic_tensor"}, 'use "bicubic"'),
         ({"templates": ["a photo"]}, "templates"),
     ],
 )
