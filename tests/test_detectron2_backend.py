@@ -1,5 +1,6 @@
 """The detector on detectron2's parts beside ours, on the same weights."""
 
+import json
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ from .detector.reference_model import (
     needs_reference,
     two_threads,  # noqa: F401  a fixture
 )
+from .notebook_files import launch, link_project
 from .test_fine_tuning import _params, _run, base  # noqa: F401
 
 BOTTLENECK = {
@@ -113,24 +115,25 @@ def test_training_losses_and_gradients_are_equal(detectron2, changes):
         assert (gradient - their_gradients[key]).norm() <= 1e-4 * gradient.norm() + 1e-7, key
 
 
-def test_two_hundred_steps_take_the_same_way(detectron2):
-    """From the same weights, on recorded minibatches and RoIs, in float64.
+@pytest.mark.parametrize("network", ["mini", "paper's form"])
+def test_two_hundred_steps_take_the_same_way(detectron2, network):
+    """From the same weights, on recorded minibatches, anchors and RoIs, in float64.
 
-    Boxes of detectron2 are float32, so that anchors and objects here have corners which float32 holds exactly.
+    Boxes of detectron2 are float32, so that anchors and objects have corners here which float32 holds exactly.
     """
-    changes = {"anchor_ratios": (0.25, 1.0, 4.0), "cls_dropout": 0.0}
-    ours, theirs = (detector.double() for detector in pair(changes))
+    changes = NETWORKS[network] | {"anchor_ratios": (0.25, 1.0, 4.0), "cls_dropout": 0.0}
+    ours, theirs = (detector.double().train() for detector in pair(changes))
     images, targets = make_images(6)
     solvers = [
         torch.optim.SGD(d.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4) for d in (ours, theirs)
     ]
-    draw, recorded = ours.draw_samples, []
+    curves, recorded = ([], []), []
+    draw = ours.draw_samples
     ours.draw_samples = lambda *step: recorded.append(draw(*step)) or recorded[-1]
-    curves = ([], [])
     for step in range(200):
         chosen = [(2 * step + i) % 6 for i in range(2)]
         for detector, solver, curve in zip((ours, theirs), solvers, curves, strict=True):
-            batch, sizes = detector.train().batch([images[i] for i in chosen])
+            batch, sizes = detector.batch([images[i] for i in chosen])
             samples = recorded[step] if detector is theirs else None
             losses = detector.losses(batch, sizes, [targets[i] for i in chosen], samples=samples)
             solver.zero_grad()
@@ -198,6 +201,28 @@ def test_base_training_runs_on_it(detectron2, base, tmp_path):  # noqa: F811
     theirs, ours = metrics["curve"][0]["loss"], base.record["metrics"]["curve"][0]["loss"]
     assert np.isfinite(theirs) and (tmp_path / "model.pth").exists()
     assert theirs == pytest.approx(ours, rel=0.5)  # other first weights
+
+
+def test_notebooks_run_on_it_when_a_parameter_says_so(detectron2, tmp_path):
+    """Base training and fine-tuning at smoke size through the launcher, then the evaluation of the base model."""
+    root = link_project(tmp_path)
+    base_run = "{params: params/smoke/10_base_training.yaml, set: {detector.backend: detectron2}}"
+    changes = {"base": base_run, "losses": "[bnrl]", "seeds": "[0]", "arms": "[kshot]", "clip": "null"}
+    changes |= {"trainable": "all", "cached": "false"}
+    for notebook, values in {
+        "20_fine_tuning": changes,
+        "21_evaluate": {"checkpoint": f"{{run: {base_run}}}"},
+    }.items():
+        words = [word for name, value in values.items() for word in ("-p", name, value)]
+        command = (f"notebooks/{notebook}.ipynb", "--params", f"params/smoke/{notebook}.yaml")
+        done = launch(root, *command, "--with-upstream", *words)
+        assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in (root / "results/smoke/records").glob("*.json")]
+    trained, tuned, evaluated = sorted(records, key=lambda record: record["notebook"])
+    assert trained["params"]["detector"]["backend"] == "detectron2"
+    assert all(record["environment"]["versions"]["detectron2"] for record in records)
+    assert tuned["rows"][0]["num_detections"] > 0
+    assert evaluated["rows"][0]["bAP"] == trained["metrics"]["bAP"]
 
 
 def test_networks_that_it_has_not_are_named(detectron2):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pycocotools", "pandas", "matplotlib")
+PACKAGES += ("detectron2", "faster-coco-eval")  # optional
 
 
 def package_versions() -> dict[str, str]:
