@@ -14,6 +14,7 @@ from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_sp
 from risf_core.custom_loss import loss_name
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
+from risf_core.data.left_out import left_out_of_training
 from risf_core.data.loader import ImageCache
 from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
@@ -77,7 +78,7 @@ class FewShotContext:
         )
         state = surgery(
             self.state,
-            self.params.setting,
+            "fsod" if head.start == "released" else self.params.setting,
             base_rows=range(len(self.benchmark.base_names)),
             num_classes=len(self.class_names),
             seed=seed,
@@ -138,6 +139,7 @@ def fine_tune(
     trainable: str = "box_head",
     cached: bool = True,
     weights: Path | None = None,
+    label: str = "fine-tuning",
 ) -> tuple[Detections, list[dict[str, float]]]:
     """Fine-tune on one K-shot set and detect in the test images.
 
@@ -146,13 +148,14 @@ def fine_tune(
         cached: Train the box head on cached region features (``trainable`` must be ``box_head``); else the whole
             forward pass is computed in every step.
         weights: Where the fine-tuned detector is kept; None keeps it nowhere.
+        label: What the progress is called, before seed and arm.
 
     Returns:
         Detections as stored (score > 0.001, at most 300 an image) and the loss curve.
     """
     detector = context.detector(seed, loss)
     detector.set_trainable(trainable)
-    data, desc = context.few_shot(seed, arm), f"fine-tuning, seed {seed}, {arm}"
+    data, desc = context.few_shot(seed, arm), f"{label}, seed {seed}, {arm}"
     solver = context.params.solver
     if cached:
         curve = train_box_head(detector, data, context.train_regions(seed, arm), solver, seed=seed, desc=desc)
@@ -187,6 +190,8 @@ def build_cm_clip(clip: LoadedClip, benchmark: Benchmark, cm_clip: CmClipParams)
         benchmark.novel_names,
         label_space=label_space_names("novel+base+background", **names),
         templates=cm_clip.templates,
+        crop=cm_clip.crop,
+        resize=cm_clip.resize,
         preprocess=cm_clip.preprocess,
     )
 
@@ -258,7 +263,10 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
             continue
         weights = run.dir / "weights" / f"{cell_name(seed, arm, loss)}.pth" if params.keep_weights else None
         options = {"trainable": params.trainable, "cached": params.cached, "weights": weights}
+        options["label"] = f"fine-tuning with {loss}"
         found, curve = fine_tune(context, functions[loss], seed=seed, arm=arm, **options)
+        draw = context.few_shot(seed, arm)
+        left_out = left_out_of_training(draw, draw)
         found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
         similarities = None
         if clip is not None:
@@ -280,6 +288,7 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
             # a kill may have come between the rows of a cell
             if not run.rows.done(**key, rescoring=rescoring):
                 values = {"above_thresh": above / len(context.test), "final_loss": curve[-1]["loss"]}
+                values["left_out"] = left_out
                 run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
     return run.rows.as_list()
 

@@ -89,7 +89,8 @@ def test_what_training_leaves_out_is_counted(base):
     train = open_benchmark(base.data, split=1).train
     novel = sum(count for name, count in train.counts().items() if name in SPLITS[1])
     assert left_out["boxes_of_other_classes"] == novel > 0
-    assert left_out["crowd_regions"] == left_out["difficult_boxes"] == 0
+    assert left_out["crowd_regions"] == left_out["difficult_boxes"] == left_out["invalid_boxes"] == 0
+    assert left_out["images_without_box"] == len(left_out["named"].get("images_without_box", ()))
 
 
 def test_weights_of_a_file_are_the_base_model_or_its_start(base, tmp_path):

@@ -83,6 +83,7 @@ class DetectionData:
         category_ids: Id of each class in the data set's own files, in the order of `class_names`.
         images: The images with their annotations.
         dropped: A line for each impossible box that was dropped on request when the files were read.
+        without_box: Ids of the images that `drop_empty` has dropped.
     """
 
     name: str
@@ -90,6 +91,7 @@ class DetectionData:
     category_ids: tuple[int, ...]
     images: tuple[ImageRecord, ...]
     dropped: tuple[str, ...] = ()
+    without_box: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.class_names) != len(self.category_ids):
@@ -123,7 +125,9 @@ class DetectionData:
 
     def drop_empty(self) -> DetectionData:
         """Drop the images that have no box, or only crowd regions."""
-        return replace(self, images=tuple(record for record in self.images if not record.is_crowd.all()))
+        kept = tuple(record for record in self.images if not record.is_crowd.all())
+        gone = tuple(record.image_id for record in self.images if record.is_crowd.all())
+        return replace(self, images=kept, without_box=self.without_box + gone)
 
     def counts(self) -> dict[str, int]:
         """Number of boxes of each class, crowd regions left out."""
