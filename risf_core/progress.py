@@ -26,6 +26,30 @@ def log_line(text: str) -> None:
         logger.info(text)
 
 
+class LogFile(logging.Handler):
+    """Sends what is logged where `log_line` sends the progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        log_line(self.format(record))
+
+
+def show_log() -> None:
+    """Let the reader of a notebook see what the package logs: what was left out, dropped, restored.
+
+    Under the launcher everything goes to its log file, and warnings to the notebook too; by hand all goes there.
+    """
+    package = logging.getLogger("risf_core")
+    if "ipykernel" not in sys.modules or package.handlers:
+        return
+    package.setLevel(logging.INFO)
+    shown = logging.StreamHandler()
+    if os.environ.get("RISF_LOG"):
+        shown.setLevel(logging.WARNING)
+        package.addHandler(LogFile())
+    package.addHandler(shown)
+
+
 class Progress(Generic[T]):
     """An iterable that shows how far it is; see :func:`progress`."""
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from risf_core.errors import ParamsError, RecordError
 from risf_core.params import NotebookParams, RunRef
+from risf_core.progress import show_log
 from risf_core.runs.environment import describe_environment, package_versions
 from risf_core.runs.run_specs import RunSpec, expand, shown, upstream_refs
 from risf_core.runs.state import (
@@ -251,6 +252,7 @@ def start_run(params: NotebookParams) -> Run:
     Raises:
         ParamsError: If ``device: cuda`` is asked for where there is none.
     """
+    show_log()
     device = _prepare_torch(params) if params.needs_torch else "cpu"
     random.seed(params.seed)
     np.random.seed(params.seed % 2**32)

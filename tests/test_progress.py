@@ -2,8 +2,11 @@
 
 import logging
 import re
+import sys
 
-from risf_core.progress import progress
+import pytest
+
+from risf_core.progress import progress, show_log
 
 
 def _lines(path):
@@ -74,3 +77,33 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
         bar.note(loss=item)
     shown = capsys.readouterr().err
     assert "watched: 100%" in shown and "3/3" in shown
+
+
+@pytest.fixture
+def package_log(monkeypatch):
+    """The package's logger as it is in a fresh notebook kernel."""
+    log = logging.getLogger("risf_core")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr(log, "level", logging.NOTSET)
+    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    yield log
+    log.setLevel(logging.NOTSET)
+
+
+def test_what_is_logged_reaches_the_log_file_and_warnings_the_notebook(
+    tmp_path, monkeypatch, capsys, package_log
+):
+    monkeypatch.setenv("RISF_LOG", str(tmp_path / "log"))
+    show_log()
+    show_log()
+    logging.getLogger("risf_core.data.left_out").info("3 crowd regions are no targets")
+    logging.getLogger("risf_core.data.few_shot").warning("fewer than K")
+    assert _lines(tmp_path / "log") == ["3 crowd regions are no targets", "fewer than K"]
+    assert capsys.readouterr().err == "fewer than K\n"
+
+
+def test_by_hand_what_is_logged_reaches_the_notebook(monkeypatch, capsys, package_log):
+    monkeypatch.delenv("RISF_LOG", raising=False)
+    show_log()
+    logging.getLogger("risf_core.data.left_out").info("3 crowd regions are no targets")
+    assert capsys.readouterr().err == "3 crowd regions are no targets\n"
