@@ -22,7 +22,13 @@ from risf_core.fine_tuning import (
     open_clip_source,
     open_context,
 )
-from risf_core.params import AblationBnrlParams, AblationCParams, ClipBackbonesParams, FineTuningParams
+from risf_core.params import (
+    AblationBnrlParams,
+    AblationCParams,
+    ClipBackbonesParams,
+    CmClipParams,
+    FineTuningParams,
+)
 from risf_core.progress import progress
 from risf_core.voc_evaluation import evaluator_for
 
@@ -136,7 +142,8 @@ def ablate_bnrl(params: AblationBnrlParams, run) -> list[dict]:
             measured[same] = _novel(stored)
             continue
         if same not in measured:
-            found, _ = fine_tune(context, get_loss("bnrl", **hyper), seed=seed, arm=arm)
+            label = "bnrl with " + ", ".join(f"{name} {value:g}" for name, value in hyper.items())
+            found, _ = fine_tune(context, get_loss("bnrl", **hyper), seed=seed, arm=arm, label=label)
             found, _ = cut(found, None, score_thresh=params.score_thresh)
             measured[same] = _novel(evaluator.evaluate(found))
         run.rows.add(key, measured[same])
@@ -152,13 +159,13 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
         clip_name, clip = open_clip_source(source, run, device=run.device, seed=params.seed)
         built: dict[int, tuple[CMCLIP, dict]] = {}
         for tuned, folder, key in progress(cells, desc=clip_name, total=len(cells)):
-            row = key | {"clip": clip_name}
+            row = key | {"clip": clip_name} | settings.crop_options()
             if run.rows.done(**row):
                 continue
             benchmark, evaluator = benchmarks.get(tuned)
             if key["split"] not in built:
                 cm_clip = build_cm_clip(clip, benchmark, settings)
-                built[key["split"]] = cm_clip, _clip_facts(clip, clip_name, benchmark)
+                built[key["split"]] = cm_clip, _clip_facts(clip, clip_name, benchmark, settings)
             cm_clip, facts = built[key["split"]]
             name = cell_name(key["seed"], key["arm"], key["loss"])
             found, _ = cut(
@@ -182,12 +189,13 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
     return run.rows.as_list()
 
 
-def _clip_facts(clip: LoadedClip, name: str, benchmark: Benchmark) -> dict:
+def _clip_facts(clip: LoadedClip, name: str, benchmark: Benchmark, cm_clip: CmClipParams) -> dict:
     """Size of the image tower and accuracy on ground-truth crops of test images, among novel and among all names."""
-    novel = benchmark.test.select_classes(benchmark.novel_names)
+    test, options = benchmark.test, {"crop_options": cm_clip.crop_options()}
+    novel = test.select_classes(benchmark.novel_names)
     return {
         "tower": name,
         "parameters": clip.info.num_parameters,
-        "crop_accuracy": crop_accuracy(clip, novel, benchmark.novel_names)["accuracy"],
-        "crop_accuracy_all": crop_accuracy(clip, benchmark.test, benchmark.test.class_names)["accuracy"],
+        "crop_accuracy": crop_accuracy(clip, novel, benchmark.novel_names, **options)["accuracy"],
+        "crop_accuracy_all": crop_accuracy(clip, test, test.class_names, **options)["accuracy"],
     }

@@ -1,7 +1,7 @@
 """How well a CLIP tells crops apart: ground-truth boxes of test images, and photos of the corpus it did not see."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ def crop_accuracy(
     box_jitter: float = 0.0,
     seed: int = 0,
     cache: ImageCache | None = None,
+    crop_options: Mapping[str, str] | None = None,
 ) -> dict:
     """Zero-shot classification of ground-truth crops among some classes.
 
@@ -37,6 +38,7 @@ def crop_accuracy(
         box_jitter: Standard deviation of the noise on each edge, as a fraction of the box's width or height.
         seed: Of the noise.
         cache: Decoded images, for several calls on the same images.
+        crop_options: ``preprocess``, ``resize`` and ``crop`` of CM-CLIP; None for its defaults.
 
     Returns:
         ``accuracy`` in percent (None without a crop), ``per_class`` {name: percent or None}, ``confusion`` (number of
@@ -52,7 +54,7 @@ def crop_accuracy(
     truth = Detections(
         ids, boxes, np.ones(total), labels, np.zeros((total, count + 1)), np.arange(total), names
     )
-    cm_clip = CMCLIP(clip.model, clip.tokenizer, names, label_space=names)
+    cm_clip = CMCLIP(clip.model, clip.tokenizer, names, label_space=names, **(crop_options or {}))
     similarities = encode_detections(truth, data, cm_clip, cache=cache)
     predicted = similarities.cosines.argmax(axis=1) if total else labels
     confusion = np.zeros((count, count), dtype=np.int64)

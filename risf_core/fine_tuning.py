@@ -190,9 +190,7 @@ def build_cm_clip(clip: LoadedClip, benchmark: Benchmark, cm_clip: CmClipParams)
         benchmark.novel_names,
         label_space=label_space_names("novel+base+background", **names),
         templates=cm_clip.templates,
-        crop=cm_clip.crop,
-        resize=cm_clip.resize,
-        preprocess=cm_clip.preprocess,
+        **cm_clip.crop_options(),
     )
 
 

@@ -290,9 +290,20 @@ def _check_losses(losses: tuple[str, ...]) -> None:
             raise ValueError(f"loss {name!r}: there is no file {project_path(path)}")
 
 
-class HeadParams(Strictly):
-    """What fine-tuning changes of the base model's detector parameters."""
+def _check_repeats(params: Strictly, *names: str) -> None:
+    for name in names:
+        values = getattr(params, name)
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} holds a value twice: {list(values)}")
 
+
+class HeadParams(Strictly):
+    """What fine-tuning changes of the base model's detector parameters, and how the new head starts."""
+
+    start: Literal["copied", "released"] = Field(
+        "copied",
+        description="gfsod: base rows of the base model; released: all fresh, its surgery is missing",
+    )
     num_proposals: Count = Field(100, description="proposals an image in fine-tuning (rpn_post_nms_train)")
     roi_batch: Count = Field(64, description="RoIs an image in the box head's loss")
     cls_dropout: float = Field(0.5, ge=0, lt=1, description="dropout before the classifier (published: 0.8)")
@@ -306,24 +317,17 @@ class FewShotParams(NotebookParams):
     shots: Count = Field(5, description="K, boxes per class")
     seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws of K-shot images")
     arms: Many[Arm] = Field(("kshot",), min_length=1, description="which annotations the K-shot images have")
-    losses: Many[LossName] = Field(("ce", "bnrl"), min_length=1, description="names or path.py:function")
     base: RunRef = Field(description="run of 10_base_training")
     setting: Literal["fsod", "gfsod"] = Field("fsod", description="novel classes alone, or base and novel")
     head: HeadParams = HeadParams()
     solver: SolverParams = SolverParams(iterations=300, lr=0.02, weight_decay=1.0e-3, precision="fp32")
     score_thresh: ScoreThresh = 0.05
 
-    def user_files(self) -> tuple[str, ...]:
-        return _loss_files(self.losses)
-
     @model_validator(mode="after")
     def _within_data(self) -> Self:
         data, pictograms = self.data, isinstance(self.data, PictogramData)
         num_seeds = data.few_shot_seeds if pictograms else data.num_seeds
-        for name in ("seeds", "arms", "losses"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} holds a value twice: {list(values)}")
+        _check_repeats(self, "seeds", "arms")
         if self.shots not in data.shots:
             raise ValueError(f"shots is {self.shots}, but data.shots is {list(data.shots)}")
         if max(self.seeds) >= num_seeds:
@@ -335,7 +339,6 @@ class FewShotParams(NotebookParams):
         known = {"kshot", "missing", "full"} if pictograms else {"kshot", "clean"}
         if not set(self.arms) <= known:
             raise ValueError(f"data of source {data.source} has the arms {', '.join(sorted(known))}")
-        _check_losses(self.losses)
         return self
 
 
@@ -357,7 +360,21 @@ class CmClipParams(Strictly):
     templates: Many[str] = Field(("a photo of {}",), min_length=1, description="{} is the class name")
     score_thresh: Share = Field(0.05, description="detections at or below it are not re-scored")
     preprocess: Literal["clip", "released"] = Field("clip", description="released: BGR/255")
+    resize: Literal["roi_align", "bicubic", "bicubic_tensor"] = Field(
+        "roi_align", description="as published; bicubic: as CLIP itself, by PIL or on the device"
+    )
+    crop: Literal["squash", "shortest", "longest"] = Field("squash", description="others need bicubic")
     label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
+
+    def crop_options(self) -> dict[str, str]:
+        """How a crop becomes CLIP's input."""
+        return {"preprocess": self.preprocess, "resize": self.resize, "crop": self.crop}
+
+    @model_validator(mode="after")
+    def _pil_alone_keeps_the_aspect(self) -> Self:
+        if self.crop != "squash" and self.resize != "bicubic":
+            raise ValueError(f"crop: {self.crop} needs resize: bicubic")
+        return self
 
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> Self:
@@ -370,6 +387,7 @@ class FineTuningParams(FewShotParams):
     """20_fine_tuning: K-shot fine-tuning with each loss, with and without CM-CLIP."""
 
     notebook: ClassVar[str] = "20_fine_tuning"
+    losses: Many[LossName] = Field(("ce", "bnrl"), min_length=1, description="names or path.py:function")
     clip: ClipSource | None = Field(None, description="null: no re-scoring")
     bnrl: BnrlParams = BnrlParams()
     cm_clip: CmClipParams = CmClipParams()
@@ -381,6 +399,15 @@ class FineTuningParams(FewShotParams):
     def label(self) -> str:
         setting = "-gfsod" if self.setting == "gfsod" else ""
         return f"fine_tuning-split{self.split}-{self.shots}shot{setting}"
+
+    def user_files(self) -> tuple[str, ...]:
+        return _loss_files(self.losses)
+
+    @model_validator(mode="after")
+    def _known_losses(self) -> Self:
+        _check_repeats(self, "losses")
+        _check_losses(self.losses)
+        return self
 
     @model_validator(mode="after")
     def _cache_needs_frozen_layers(self) -> Self:
