@@ -61,6 +61,38 @@ def test_clips_stand_in_the_order_of_their_accuracy():
     assert display["clip"].drop_duplicates().tolist() == ["random", "tiny-vit", "tiny-resnet"]
 
 
+def test_released_crops_stand_below_the_same_clips_own():
+    own, released = backbones_record(seeds=2), backbones_record(seeds=2)
+    own["rows"] = [
+        row | {"preprocess": "clip", "resize": "roi_align", "crop": "squash"} for row in own["rows"]
+    ]
+    released["run_id"] += "-released"
+    released["rows"] = [
+        row
+        | {
+            "preprocess": "released",
+            "resize": "roi_align",
+            "nAP50": row["nAP50"] - 4,
+            "gain": row["gain"] - 4,
+        }
+        for row in released["rows"]
+        if row["clip"] == "tiny-resnet"
+    ]
+    display = backbones_table([own, released]).display[["clip", "variant"]].drop_duplicates()
+    order = [
+        ("random", "main"),
+        ("tiny-vit", "main"),
+        ("tiny-resnet", "main"),
+        ("tiny-resnet", "preprocess=released"),
+    ]
+    assert display.values.tolist() == [list(pair) for pair in order]
+    data = backbones_table([own, released]).data.set_index(["clip", "variant", "arm", "shots"])["gain"]
+    for arm in ("kshot", "missing"):
+        gains = data["tiny-resnet", "preprocess=released", arm, 5], data["tiny-resnet", "", arm, 5]
+        assert gains[0] == pytest.approx(gains[1] - 4)
+    assert "variant" not in backbones_table([own]).display
+
+
 def test_a_clip_with_random_weights_is_marked():
     clips = backbones_record(seeds=1)
     clips["rows"] = [row | {"path_only": row["clip"] == "random"} for row in clips["rows"]]

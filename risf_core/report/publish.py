@@ -17,7 +17,8 @@ import pandas as pd
 from risf_core.errors import RecordError, RisfError
 from risf_core.records import read_records
 from risf_core.report.plan import Plan
-from risf_core.report.statistics import fine_tuning_rows, notebook_of, rows_of, student_interval
+from risf_core.report.statistics import fine_tuning_rows, notebook_of, student_interval
+from risf_core.report.sweep_tables import backbone_cells, backbone_rows
 from risf_core.report.table_format import interval_text, number, to_markdown
 from risf_core.runs.run_specs import RunSpec, load_list
 from risf_core.runs.state import results_dir, run_id
@@ -106,6 +107,7 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
         shots = min(frame["shots"].unique(), key=lambda value: (abs(value - HEADLINE_SHOTS), value))
         rows += _cell_numbers(frame[frame["shots"] == shots], shots)
         rows += _paired_numbers(frame, shots, plan or Plan.from_rows(frame))
+        rows += _released_numbers(records, shots)
     return pd.DataFrame(rows, columns=["quantity", "value", "n", "notebook", "run_ids"])
 
 
@@ -122,7 +124,8 @@ def _single_numbers(records: Sequence[Mapping]) -> list[tuple]:
                 rows.append(
                     (f"base model of split {split}: {name}", text, 1, "10_base_training", (record["run_id"],))
                 )
-    clips = rows_of(records, "32_clip_backbones")
+    clips = backbone_rows(records)
+    clips = clips[clips["variant"] == ""]
     if len(clips):
         for clip, group in clips.groupby("clip", sort=True):
             text, runs = (
@@ -134,10 +137,10 @@ def _single_numbers(records: Sequence[Mapping]) -> list[tuple]:
 
 
 def _cell_numbers(frame: pd.DataFrame, shots: int) -> list[tuple]:
-    """nAP50 of ce and bnrl with and without CM-CLIP at one K."""
+    """nAP50 of the losses with and without CM-CLIP at one K."""
     rows = []
     for arm in ("kshot", "missing"):
-        for loss in ("ce", "bnrl"):
+        for loss in ("ce", "ce_bg", "bnrl"):
             for rescoring, suffix in (("none", ""), ("cm_clip", " + CM-CLIP")):
                 is_cell = (frame["arm"] == arm) & (frame["loss"] == loss) & (frame["rescoring"] == rescoring)
                 cell = frame[is_cell].dropna(subset=["nAP50"])
@@ -178,6 +181,22 @@ def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan) -> list[tuple]:
             (f"interaction of the two, nAP50, K={shots}, {row.arm}", text, row.n, "20_fine_tuning", runs)
         )
     return rows
+
+
+def _released_numbers(records: Sequence[Mapping], shots: int) -> list[tuple]:
+    """What CM-CLIP adds at one K where crops are made in another way, such as the released code's."""
+    cells = backbone_cells(records)
+    cells = cells[(cells["variant"] != "") & (cells["shots"] == shots)]
+    rows = backbone_rows(records)
+    found = []
+    for row in cells.itertuples():
+        is_used = (rows["variant"] == row.variant) & (rows["clip"] == row.clip)
+        text = f"{interval_text(row.gain, row.gain_half_width, sign=True)} ({row.up}/{row.n} up)"
+        name = f"CM-CLIP's gain with {row.loss}, {row.variant}, nAP50, K={shots}, {row.arm}"
+        found.append(
+            (name, text, row.n, "32_clip_backbones", tuple(sorted(set(rows.loc[is_used, "run_id"]))))
+        )
+    return found
 
 
 def summary(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], folder: Path) -> str:

@@ -152,6 +152,7 @@ def _heat_map(ax: Axes, cells: pd.DataFrame, x: str, y: str, limits: tuple[float
 def backbones_figure(records: Sequence[Mapping]) -> Drawing:
     """CM-CLIP's paired gain against the accuracy of its CLIP on novel crops, one panel for each arm."""
     cells = backbone_cells(records)
+    cells = cells[cells["variant"] == ""]
     if cells.empty:
         return nothing_yet("32_clip_backbones")
     places = groups(cells, ["split", "arm"])

@@ -31,6 +31,7 @@ NOT_SELECTION = (
 )
 INTERVAL_NOTE = "± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model."
 SENSITIVITY_NOTE = f"{NOT_SELECTION} {INTERVAL_NOTE}"
+MAIN_CROPS = {"preprocess": "clip", "resize": "roi_align", "crop": "squash"}  # how CM-CLIP makes crops
 # In the order of the tables.
 SWEEP_NAMES = {"beta_tied": "β = 1 − α", "beta_fixed_alpha": "α fixed", "gamma_epsilon": "γ × ε"}
 
@@ -132,21 +133,30 @@ def _bnrl_sweep_table(name: str, data: pd.DataFrame, rows: list[str], column: st
     return Table(name, caption, data, display)
 
 
+def _crops_variant(row: Mapping) -> str:
+    """What differs from ``MAIN_CROPS``; a row of an older record may not say."""
+    named = {name: row[name] for name in MAIN_CROPS if isinstance(row.get(name), str)}
+    return ", ".join(f"{name}={value}" for name, value in named.items() if value != MAIN_CROPS[name])
+
+
 def backbone_rows(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFrame:
     """Rows of 32_clip_backbones with ``gain``: ``metric`` less that of the same detections without re-scoring.
 
-    The gain is the row's own ``gain`` (``gain_nAP`` for nAP) where it has one, else it is paired with the
-    fine-tuning rows.
+    ``variant`` names what of the crops differs from ``MAIN_CROPS``, such as ``preprocess=released``. The gain is the
+    row's own ``gain`` (``gain_nAP`` for nAP) where it has one, else it is paired with the fine-tuning rows.
     """
-    keys = ["split", "clip", "arm", "loss", "shots", "seed"]
-    frame = rows_of(records, "32_clip_backbones", required=[*keys, "crop_accuracy"])
+    keys = ["split", "clip", "variant", "arm", "loss", "shots", "seed"]
+    frame = rows_of(
+        records, "32_clip_backbones", required=[*(key for key in keys if key != "variant"), "crop_accuracy"]
+    )
     if frame.empty:
         return pd.DataFrame(columns=[*keys, "tower", "parameters", "crop_accuracy", metric, "gain"])
+    frame["variant"] = [_crops_variant(row) for row in frame.to_dict("records")]
     own = "gain" if metric == "nAP50" else f"gain_{metric}"
     if own in frame:
         frame["gain"] = frame[own]
     else:
-        shared = [key for key in keys if key != "clip"]
+        shared = ["split", "arm", "loss", "shots", "seed"]
         without = fine_tuning_rows(records)
         is_match = (
             (without["rescoring"] == "none") & (without["setting"] == "fsod") & (without["variant"] == "")
@@ -160,10 +170,10 @@ def backbone_rows(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Da
 
 
 def backbone_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFrame:
-    """One row for each (split, clip, arm, loss, shots): its CLIP's facts, mean and paired gain of ``metric``."""
+    """Each (split, clip, variant, arm, loss, shots) in a row: its CLIP's facts, mean and paired gain of ``metric``."""
     frame = backbone_rows(records, metric=metric)
     facts = [name for name in ("tower", "parameters", "crop_accuracy", "crop_accuracy_all") if name in frame]
-    keys = ["split", "clip", "arm", "loss", "shots"]
+    keys = ["split", "clip", "variant", "arm", "loss", "shots"]
     rows = []
     for key, group in frame.groupby(keys, sort=False):
         value, gain = student_interval(group[metric]), student_interval(group["gain"])
@@ -171,14 +181,18 @@ def backbone_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.D
         numbers = (value.mean, value.half_width, value.n, gain.mean, gain.half_width, up)
         rows.append((*key, *(group[name].iloc[0] for name in facts), *numbers))
     columns = [*keys, *facts, "mean", "half_width", "n", "gain", "gain_half_width", "up"]
-    return sort_cells(pd.DataFrame(rows, columns=columns), ["split", "crop_accuracy", *keys])
+    cells = pd.DataFrame(rows, columns=columns)
+    # each CLIP's variants below it
+    main = cells[cells["variant"] == ""].drop_duplicates(["split", "clip"]).set_index(["split", "clip"])
+    places = [main["crop_accuracy"].get(key, 0.0) for key in zip(cells["split"], cells["clip"], strict=True)]
+    return sort_cells(cells.assign(place=places), ["split", "place", *keys]).drop(columns="place")
 
 
 def backbones_table(records: Sequence[Mapping]) -> Table:
     """For each CLIP: size, accuracy on novel crops, and what CM-CLIP gains with it."""
     data = backbone_cells(records)
     has_towers = "tower" in data and (data["tower"] != data["clip"]).any()
-    display = data[["split", "clip", *(["tower"] if has_towers else [])]].copy()
+    display = data[["split", "clip", *(["tower"] if has_towers else []), "variant"]].copy()
     if "parameters" in data:
         display["parameters (M)"] = [number(value / 1e6, decimals=2) for value in data["parameters"]]
     display["crop accuracy, novel (%)"] = [number(float(value)) for value in data["crop_accuracy"]]
@@ -192,8 +206,9 @@ def backbones_table(records: Sequence[Mapping]) -> Table:
         "CM-CLIP (paper setting) with each CLIP on the same stored detections. Crop accuracy: top-1 of the "
         "ground-truth crops of the test images among the novel names, or among all. Gain: points of nAP50 against no "
         "re-scoring, paired per seed, ± the half-width of its 95 % Student-t interval over few-shot seeds of one "
-        "base model; each CLIP was trained once, so the order of two CLIPs is not tested. path only: random weights, "
-        "its numbers mean nothing."
+        "base model; each CLIP was trained once, so the order of two CLIPs is not tested. preprocess=released: CLIP is "
+        "fed BGR in 0-1 without mean and std, as by the released code; resize=bicubic: CLIP's own resize in place of "
+        "RoIAlign. path only: random weights, its numbers mean nothing."
     )
     return Table("backbones", caption, data, readable(display))
 
