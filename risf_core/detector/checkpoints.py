@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from risf_core.detector.weight_files import reason
 from risf_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -49,9 +50,8 @@ def read_checkpoint(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for broken files; all mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a readable checkpoint of tensors and plain types ({reason}). "
+            f"{path}: not a readable checkpoint of tensors and plain types ({reason(error)}). "
             "Nothing in it was executed. Replace the file with a whole one."
         ) from error
     if not isinstance(content, dict):

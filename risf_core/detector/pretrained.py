@@ -156,7 +156,7 @@ def _origin(content: dict, weights: dict[str, Tensor]) -> str:
         return "msra"
     if any(TORCHVISION_BLOCK.fullmatch(key.removeprefix("module.")) for key in weights):
         return "torchvision"
-    return AUTHORS.get(str(content.get("__author__")), "detector")
+    return AUTHORS.get(str(dict.get(content, "__author__")), "detector")
 
 
 def _neutral_statistics(state: dict[str, Tensor], own: dict[str, Tensor]):

@@ -148,9 +148,8 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     try:
         content = _read(path)
     except Exception as error:  # broken and hostile files raise many kinds; all mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a readable file of weights ({reason}). Nothing in it was executed. "
+            f"{path}: not a readable file of weights ({reason(error)}). Nothing in it was executed. "
             "Expected arrays or tensors in plain containers: a detectron2 or Caffe2 .pkl, or a torch .pth."
         ) from error
     if not isinstance(content, dict):
@@ -158,14 +157,22 @@ def read_weight_file(path: Path) -> dict[str, Any]:
     return content
 
 
+def reason(error: Exception) -> str:
+    """Why a file could not be read, in one line, without torch's advice to read it by executing it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Weights only load failed"):
+        lines = [line for line in lines[1:] if not line.startswith(("(", "Check the documentation"))]
+    return lines[0].removeprefix("WeightsUnpickler error: ").split(". ")[0] if lines else type(error).__name__
+
+
 def find_weights(content: dict[str, Any]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a file's content by the file's keys, and the keys that hold something else.
 
     The weights lie at the top, or one level down under ``model``, ``state_dict`` or ``blobs``.
     """
-    wrapped = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    wrapped = next((content[key] for key in WRAPPERS if isinstance(dict.get(content, key), dict)), content)
     weights, others = {}, []
-    for key, value in wrapped.items():
+    for key, value in dict.items(wrapped):  # the type's own method: a file can hide an OrderedDict's
         tensor = _as_tensor(value)
         if isinstance(key, str) and tensor is not None:
             weights[key] = tensor

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from risf_core.detector.checkpoints import read_checkpoint
+from risf_core.detector.pretrained import read_pretrained
 from risf_core.detector.weight_files import ADMITTED, PickledArray, find_weights, read_weight_file
 from risf_core.errors import CheckpointError
 
@@ -112,6 +114,10 @@ def hostile_pickles(folder):
     return {
         "call": pickle.dumps({"model": _Call(os.mkdir, name)}),
         "eval": pickle.dumps({"model": _Call(eval, code)}, protocol=0),
+        "call of what a call gives": b"cbuiltins\ngetattr\n(cbuiltins\n__import__\n(Vos\ntRVmkdir\ntR(V"
+        + name.encode()
+        + b"\ntR.",
+        "system": pickle.dumps({"model": {"a": _Call(os.system, f"mkdir {name}")}}),
         "old opcode": b"(S'" + name.encode() + b"'\nios\nmkdir\n.",
         "attribute of an admitted name": b"\x80\x04\x8c\x0bcollections\x8c\x15OrderedDict.__class__\x93\x8c\x01x\x85R.",
         "function of numpy": b"\x80\x04\x8c\x05numpy\x8c\x04load\x93\x8c\x01x\x85R.",
@@ -139,7 +145,7 @@ def test_hostile_pickles_are_refused_and_nothing_happens(tmp_path, kind):
 
 def test_the_attacks_are_real(tmp_path):
     """Plain pickle would act on them, so that the test above tests something."""
-    for kind in ("call", "eval", "old opcode"):
+    for kind in ("call", "eval", "call of what a call gives", "system", "old opcode"):
         folder = tmp_path / kind
         pickle.loads(hostile_pickles(folder)[kind])
         assert folder.is_dir()
@@ -156,9 +162,20 @@ def test_hostile_torch_files_are_refused(tmp_path, zipped, function):
     }[function]
     path = tmp_path / "weights.pth"
     torch.save({"model": {"a": torch.ones(1)}, "x": call}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="Nothing in it was executed"):
-        read_weight_file(path)
+    for read in (read_weight_file, read_checkpoint):
+        with pytest.raises(CheckpointError, match="Nothing in it was executed") as caught:
+            read(path)
+        name = {"mkdir": "posix.mkdir"}.get(function, function)
+        assert name in str(caught.value) and "weights_only" not in str(caught.value)  # no advice to trust it
     assert not folder.exists()
+
+
+def test_methods_that_a_file_hides_are_not_called(tmp_path):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(b"ccollections\nOrderedDict\n(tR}(Vget\nI1\nVitems\nI1\nub.")
+    assert find_weights(read_weight_file(path)) == ({}, ())
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_pretrained(path)
 
 
 def test_a_foreign_function_in_a_torch_file_is_not_called(tmp_path):
