@@ -114,6 +114,12 @@ def check_set(
 def _read_set(named: NamedSet, *, drop_invalid: bool = False) -> CheckedSet:
     """Read the annotations; a file or folder that cannot be read at all is a problem like any other."""
     folder = named.annotations
+    if not folder.exists():
+        problems = Problems(folder)
+        problems.add(
+            "missing file", "does not exist. Expected a COCO file, a folder of XML files or a devkit"
+        )
+        return CheckedSet(problems)
     try:
         if named.image_sets or (folder / "ImageSets" / "Main").is_dir():
             return _read_devkit(folder, named.image_sets)
@@ -243,6 +249,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=int, default=WORKERS, help=f"images decoded at the same time ({WORKERS})"
     )
     options = parser.parse_args(words)
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: give 1 or more")
     if (options.annotations is None) == (options.params is None):
         parser.error("give ANNOTATIONS and IMAGES, or --params FILE")
     if options.drop and (options.images is None or options.annotations.is_dir()):
