@@ -13,8 +13,8 @@ from risf_core.errors import DataError
 def write_clean_copy(path: Path, problems: Problems, images_dir: Path) -> list[str]:
     """Write a copy of a COCO file without what is wrong; all else in the file stays, and the copy is proved sound.
 
-    A dropped image takes its annotations along. Images and annotations that are left out are background to nobody:
-    an object whose annotation goes is trained as background, so look at the list.
+    A dropped image takes its annotations along. An object whose annotation goes stays in its image, where it is trained
+    as background: look at the list.
 
     Args:
         path: The copy, another file.
