@@ -19,7 +19,7 @@ from risf_core.detector.pretrained import load_pretrained
 from risf_core.detector.weight_files import find_weights, read_weight_file
 from risf_core.errors import CheckpointError, ParamsError
 from risf_core.fine_tuning import build_cm_clip, cut, open_clip_source, rescored
-from risf_core.params import BaseTrainingParams, CheckpointSource, Data, DetectorParams, EvaluateParams
+from risf_core.params import CheckpointSource, Data, DetectorParams, EvaluateParams
 from risf_core.runs.yaml_files import project_path
 from risf_core.voc_evaluation import evaluator_for
 
@@ -67,22 +67,16 @@ def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetecto
     """Build the detector of a checkpoint and load all its weights.
 
     Args:
-        source: Which checkpoint, and for a file of others its architecture and classes.
+        source: Which checkpoint, and for a file of others its architecture and classes; one of ours says both itself.
         run: The run, which knows those that it builds on.
         test: Says what the classes of a file of others are.
 
     Raises:
         CheckpointError: If the file is no such detector's, or has not as many classes as said.
     """
-    params, path = source.detector, source.path
-    if source.run is not None:
-        upstream = run.upstream(source.run)
-        path = upstream.dir / "model.pth"
-        params = BaseTrainingParams.model_validate(upstream.record["params"]).detector
-    path = project_path(path)
+    path = run.upstream(source.run).dir / "model.pth" if source.run is not None else project_path(source.path)
     content = read_weight_file(path)
-    if params is None:
-        params = _stored_params(content, path)
+    params = _detector_params(source, content, path)
     class_names = _class_names(source, content, test, path)
     _check_head(content, class_names, path)
     detector = build_detector(params, len(class_names))
@@ -91,23 +85,37 @@ def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetecto
     return LoadedDetector(detector.to(run.device), class_names, report)
 
 
-def _stored_params(content: dict, path: Path) -> DetectorParams:
-    if "detector" not in content:
+def _detector_params(source: CheckpointSource, content: dict, path: Path) -> DetectorParams:
+    """What the file says of its detector, else what the parameters say."""
+    if "detector" in content:
+        return DetectorParams.model_validate(content["detector"])
+    if source.detector is None:
         raise CheckpointError(
             f"{path}: the file does not say which detector it is of. Expected checkpoint.detector in the parameters, "
             "such as the detector of params/coco/10_base_training.yaml."
         )
-    return DetectorParams.model_validate(content["detector"])
+    return source.detector
 
 
 def _class_names(source: CheckpointSource, content: dict, test: TestSet, path: Path) -> tuple[str, ...]:
-    """Classes of the head, in the order of its rows."""
-    if source.classes is None:
-        if "class_names" not in content:
+    """Classes of the head, in the order of its rows: what the file says, else what the parameters say."""
+    named = None if source.classes is None else _named_classes(source, test)
+    if "class_names" not in content:
+        if named is None:
             raise CheckpointError(
                 f"{path}: the file names no classes. Say which its head has: checkpoint.classes: base, novel or all."
             )
-        return tuple(content["class_names"])
+        return named
+    stored = tuple(content["class_names"])
+    if named is not None and set(named) != set(stored):
+        raise CheckpointError(
+            f"{path}: the file is of a head with {len(stored)} classes ({', '.join(stored[:3])}, ...), but "
+            f"checkpoint.classes: {source.classes} names {len(named)} ({', '.join(named[:3])}, ...)."
+        )
+    return stored
+
+
+def _named_classes(source: CheckpointSource, test: TestSet) -> tuple[str, ...]:
     both = {"base": test.base_names, "novel": test.novel_names, "all": (*test.base_names, *test.novel_names)}
     names = both[source.classes]
     if source.class_order == "base_novel":
@@ -168,6 +176,7 @@ def stored_detections(params: EvaluateParams, run, test: TestSet) -> Detections:
     path = run.dir / "detections.npz"
     if not path.exists():
         loaded = open_detector(params.checkpoint, run, test)
+        _check_rescored(params, loaded.class_names, test)
         data = test.data.select_classes(loaded.class_names)
         detect_images(loaded.detector, data, batch_size=params.batch_size).save(path)
     return Detections.load(path)
@@ -177,10 +186,7 @@ def stored_similarities(params: EvaluateParams, run, test: TestSet, found: Detec
     """Cosines of the detections' crops, one row for each: read or made; None without a CLIP."""
     if params.clip is None:
         return None
-    if not set(test.novel_names) <= set(found.class_names):
-        raise ParamsError(
-            "CM-CLIP re-scores novel classes, and the head of this checkpoint lacks some of them; write clip: null"
-        )
+    _check_rescored(params, found.class_names, test)
     path = run.dir / "similarities.npz"
     if not path.exists():
         _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
@@ -193,3 +199,10 @@ def stored_similarities(params: EvaluateParams, run, test: TestSet, found: Detec
             desc="encoding crops",
         ).save(path)
     return Similarities.load(path)
+
+
+def _check_rescored(params: EvaluateParams, class_names: Sequence[str], test: TestSet) -> None:
+    if params.clip is not None and not set(test.novel_names) <= set(class_names):
+        raise ParamsError(
+            "CM-CLIP re-scores novel classes, and the head of this checkpoint lacks some of them; write clip: null"
+        )

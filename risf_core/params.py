@@ -420,13 +420,12 @@ class CheckpointSource(Strictly):
     """A trained detector: a run's, or a file of ours, of DeFRCN or of RISF."""
 
     run: RunRef | None = Field(None, description="run of 10_base_training")
-    path: str | None = Field(None, min_length=1, description="checkpoint file (.pth)")
-    detector: DetectorParams | None = Field(None, description="of the file; null: it says so itself")
-    # which classes the head has, and in which order
-    classes: Literal["base", "novel", "all"] | None = Field(None, description="null: the file names them")
+    path: str | None = Field(None, min_length=1, description="checkpoint file (.pth, .pkl)")
+    # of a file that does not say it itself, as those of DeFRCN and RISF:
+    detector: DetectorParams | None = Field(None, description="its architecture and preprocessing")
+    classes: Literal["base", "novel", "all"] | None = Field(None, description="which classes its head has")
     class_order: Literal["base_novel", "category_id"] = Field(
-        "base_novel",
-        description="of a file that names no classes; published: COCO category_id, VOC base_novel",
+        "base_novel", description="and in which order; published: COCO category_id, VOC base_novel"
     )
 
     @model_validator(mode="after")
@@ -445,7 +444,7 @@ class EvaluateParams(NotebookParams):
     split: SplitNumber = Field(1, description="base/novel split")
     checkpoint: CheckpointSource
     score_thresh: ScoreThresh = 0.05
-    max_detections: Count = Field(100, description="the best of an image that count")
+    max_detections: int = Field(100, ge=1, le=300, description="the best of an image that count")
     batch_size: Count = Field(1, description="images at a time; 1 as published, for padding changes numbers")
     clip: ClipSource | None = Field(None, description="null: no re-scoring")
     cm_clip: CmClipParams = CmClipParams()

@@ -85,6 +85,19 @@ def test_own_file_says_what_it_is(params, run, tiny_detector):  # noqa: F811
         evaluate_checkpoint(own, run)
 
 
+def test_what_a_file_says_of_itself_stands_above_the_parameters(params, run, tiny_detector):  # noqa: F811
+    """So the parameters for published files fit one of ours, whose classes have another order and which was resized."""
+    save_detector(run.dir.parent / "model.pth", tiny_detector, ["blue", "red", "green"])
+    own = params(checkpoint={"class_order": "category_id", "detector": TINY | {"image_order": "BGR"}})
+    loaded = open_detector(own.checkpoint, run, open_test_set(own.data))
+    assert loaded.class_names == ("blue", "red", "green") and loaded.detector.params == tiny_detector.params
+    other = params(checkpoint={"classes": "base"})
+    with pytest.raises(
+        CheckpointError, match=r"head with 3 classes \(blue, red, green.*base names 2 \(green"
+    ):
+        open_detector(other.checkpoint, run, open_test_set(other.data))
+
+
 def test_run_here_is_named_by_its_params_file(params, run, tiny_detector):  # noqa: F811
     save_detector(run.dir / "model.pth", tiny_detector, ["green", "blue", "red"])
     record = {"params": {"profile": "t", "detector": TINY, "pretraining": None}}
@@ -142,6 +155,21 @@ def test_stored_files_are_not_made_again_and_base_heads_are_not_rescored(params,
     assert (rows[0]["bAP"], rows[0]["nAP"], rows[0]["AP"]) == (0.0, None, 0.0)
     with pytest.raises(ParamsError, match="clip: null"):
         evaluate_checkpoint(params(clip={"model": "risf-tiny-resnet", "path_only": True}), run)
+
+
+def test_a_head_that_cm_clip_cannot_rescore_is_refused_before_anything_is_detected(
+    params,
+    run,
+    monkeypatch,
+    tiny_params,  # noqa: F811
+):
+    save_checkpoint(run.dir.parent / "model.pth", FasterRCNN(tiny_params, 2).state_dict())
+    monkeypatch.setattr(
+        checkpoint_evaluation, "detect_images", lambda *a, **k: pytest.fail("the detector was run")
+    )
+    own = params(checkpoint={"classes": "base"}, clip={"model": "risf-tiny-resnet", "path_only": True})
+    with pytest.raises(ParamsError, match="clip: null"):
+        evaluate_checkpoint(own, run)
 
 
 def test_test_file_needs_neither_training_images_nor_draws(params, square_data):  # noqa: F811
