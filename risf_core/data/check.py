@@ -42,6 +42,7 @@ from risf_core.errors import DataError, RisfError
 from risf_core.progress import progress
 
 WORKERS = 4
+SHOWN_SOUND = 2  # sets of a params file: training and test; K-shot sets may be thousands
 DEVKIT_SETS = ("trainval", "test")
 
 
@@ -54,7 +55,7 @@ class ImageFile(NamedTuple):
     drop: tuple[tuple[str, int], ...] = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class CheckedSet:
     """One set of annotations: what is wrong with it, and the images to decode.
 
@@ -277,16 +278,15 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _print_all(sets: Sequence[CheckedSet]) -> None:
-    """The lines of all sets, but one line alone for those with nothing to say; the counts of a single one."""
-    num_quiet = 0
+    """The lines of all sets, but one line together for many sound ones; the counts of a single set."""
+    sound = [checked for checked in sets if not (checked.problems.found or checked.problems.dropped)]
+    more = [checked for checked in sound if not checked.note][SHOWN_SOUND:]
     for checked in sets:
-        tells = checked.problems.found or checked.problems.dropped or checked.num_decoded or checked.note
-        if tells or len(sets) == 1:
+        if checked not in more:
             print("\n".join(checked.lines()))
-        else:
-            num_quiet += 1
-    if num_quiet:
-        print(f"nothing is wrong with {num_quiet} more files, whose images are among those above")
+    if more:
+        count = sum(checked.num_decoded for checked in more)
+        print(f"nothing is wrong with {len(more)} more; {count} more images decoded, all whole.")
     if len(sets) == 1 and sets[0].data is not None:
         print(summarize({sets[0].data.name: sets[0].data}).to_string())
 

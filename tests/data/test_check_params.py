@@ -78,7 +78,7 @@ def test_given_shot_sets_are_checked(tmp_path, monkeypatch, capsys, kind):
 
     write(box_entry(1, 1, 3))
     assert check_data_of(tmp_path, monkeypatch, **options) == 0
-    assert "nothing is wrong with 1 more files" in capsys.readouterr().out
+    assert "nothing is wrong with 1 more; 0 more images decoded" in capsys.readouterr().out
     write(box_entry(1, 1, 3, (1, 1, 0, 5)))
     assert check_data_of(tmp_path, monkeypatch, **options) == 1
     assert f"{path}: annotation 1 (image 1): box [1, 1, 0, 5] has zero width" in capsys.readouterr().out
