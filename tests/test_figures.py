@@ -138,6 +138,8 @@ def test_confusion_matrix_is_percent_of_the_true_class_and_survives_an_empty_one
 def test_loss_curves_figure_draws_lines_and_markers():
     from risf_core.loss_curves import loss_curves
 
-    drawing = loss_curves_figure(loss_curves())
+    hyper = {"alpha": 0.3, "beta": None, "gamma": 2.0, "epsilon": 0.5, "background_weight": 0.1}
+    drawing = loss_curves_figure(loss_curves(bnrl=hyper), bnrl=hyper)
+    assert "bnrl: α 0.3, β 0.7, γ 2, ε 0.5, ω_bg 0.1." in drawing.caption
     assert len(drawing.figure.axes) == 4
     assert legend_labels(drawing) == ["ce", "focal", "bnrl"]

@@ -198,6 +198,21 @@ def test_proposals_are_scaled_to_original_pixels(base):
     assert 0 <= evaluate_base_model(detector, benchmark, score_thresh=0.05)["bAP"] <= 100
 
 
+def test_gfsod_copies_base_rows_and_its_released_start_copies_none(base, tmp_path):
+    """The release lacks the surgery tool: its recipe starts every row of the wider head afresh."""
+    heads = {}
+    for start in ("copied", "released"):
+        head = {"num_proposals": 20, "roi_batch": 8, "start": start}
+        context = fine_tuning.open_context(_params(base, setting="gfsod", head=head), _run(base, tmp_path))
+        predictor = context.detector(0, torch.nn.functional.cross_entropy).roi_heads.box_predictor
+        heads[start] = predictor.cls_score.weight.detach()
+    old = context.state["roi_heads.box_predictor.cls_score.weight"]
+    rows = [*range(len(old) - 1), len(heads["copied"]) - 1]  # base classes first, background last
+    assert torch.equal(heads["copied"][rows], old)
+    assert heads["released"].shape == heads["copied"].shape
+    assert not (heads["released"][rows] == old).any()
+
+
 def test_detections_that_count_are_cut_before_they_are_rescored():
     """Novel class red, base class green; three detections of the first image are above 0.05, one of the second."""
     scores = np.array([0.9, 0.6, 0.3, 0.02, 0.8, 0.01])

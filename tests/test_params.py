@@ -81,6 +81,8 @@ def _refusal(function, *arguments, **keywords) -> str:
         ("data: {sed: 1}", "unknown parameter 'data.sed' (nearest: 'data.seed')"),
         ("losses: [bnrll]", "unknown loss 'bnrll' (nearest: 'bnrl')"),
         ("losses: [my/loss.py:focal]", "there is no file"),
+        ("losses: [ce, ce]", "losses holds a value twice: ['ce', 'ce']"),
+        ("cm_clip: {crop: longest}", "cm_clip: crop: longest needs resize: bicubic"),
         ("shots: 4", "shots is 4, but data.shots is [1, 2, 3, 5, 10]"),
         ("seeds: [10]", "seeds 0 to 9"),
         ("shots: 010", "line 3: YAML reads 010 as 8: write 10 or 8"),

@@ -9,7 +9,7 @@ import pytest
 
 from risf_core.report.plan import Plan
 from risf_core.report.statistics import REPRODUCTION
-from risf_core.report.table_format import escape_latex, number, to_markdown, write_table
+from risf_core.report.table_format import escape_latex, number, text_table, to_markdown, write_table
 from risf_core.tables import (
     all_tables,
     gfsod_table,
@@ -213,3 +213,10 @@ def test_fresh_processes_write_identical_bytes(tmp_path):
     first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder, _ in folders)
     assert first.keys() == second.keys() and "main.png" in first and "main_nAP50.csv" in first
     assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_rows_as_texts_have_whole_numbers_and_name_what_is_missing():
+    table = text_table(
+        [{"class": "sun", "split": 1, "share": 97.22222}, {"class": "cat", "split": None, "share": None}]
+    )
+    assert table.values.tolist() == [["sun", "1", "97.2"], ["cat", "n/a", "n/a"]]

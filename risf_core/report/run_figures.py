@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from risf_core.loss_curves import BNRL
 from risf_core.report.figure_style import (
     COLORS,
     LINES,
@@ -89,11 +90,12 @@ def confusion_figure(
 
 
 @styled
-def loss_curves_figure(curves: pd.DataFrame) -> Drawing:
+def loss_curves_figure(curves: pd.DataFrame, *, bnrl: Mapping[str, float] = BNRL) -> Drawing:
     """Value (top) and gradient (below) of the losses over p_y and over a hard negative's p_k.
 
     Args:
         curves: The frame of :func:`risf_core.loss_curves.loss_curves`.
+        bnrl: The hyper-parameters that it was made with; ``beta`` None means ``1 - alpha``.
     """
     names = list(dict.fromkeys(curves["loss"]))
     figure, axes = panels(2, 2, width=3.6, height=2.5, sharex="col")
@@ -119,10 +121,12 @@ def loss_curves_figure(curves: pd.DataFrame) -> Drawing:
     axes[1, 0].set_ylabel("gradient by the logit of y")
     axes[1, 1].set_ylabel("gradient by the logit of k")
     legend_below(figure, axes[0, 0])
+    beta = 1 - bnrl["alpha"] if bnrl.get("beta") is None else bnrl["beta"]
     caption = (
         "Value and gradient of the losses for one RoI: lines are the closed forms, open markers the code's autograd. "
         "Left: an object of class y, the rest of the probability spread evenly. Right: a RoI labelled background "
         "that the detector takes for class k, as happens where an object was not annotated; each other class has 0.1 "
-        "%. ce: cross-entropy; focal: gamma 2; bnrl: the hyper-parameters given."
+        f"%. ce: cross-entropy; focal: γ 2; bnrl: α {bnrl['alpha']:g}, β {beta:g}, γ {bnrl['gamma']:g}, "
+        f"ε {bnrl['epsilon']:g}, ω_bg {bnrl['background_weight']:g}."
     )
     return Drawing(figure, caption)

@@ -6,6 +6,7 @@ Same frame, same bytes: fixed number formats, line ends and order; no dates.
 import html
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def _without_negative_zero(data: pd.DataFrame) -> pd.DataFrame:
     for column in data.select_dtypes("float"):
         data[column] = data[column].round(4) + 0.0
     return data
+
+
+def text_table(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """Rows as texts for a reader: floats with one decimal, n/a for None."""
+    return _as_text(pd.DataFrame(rows, dtype=object))
 
 
 def _as_text(data: pd.DataFrame) -> pd.DataFrame:
