@@ -97,9 +97,21 @@ class UserData(Strictly):
     drop_invalid: bool = Field(
         False, description="drop boxes that are impossible, instead of refusing the annotations"
     )
+    base_classes: Many[str] | None = Field(
+        None, description="null: all that are not novel; []: none, the base model comes from other data"
+    )
+    novel_classes: Many[str] | None = Field(
+        None, min_length=1, description="names of the novel classes; null with base_classes []: all"
+    )
     shots: Many[Count] = Field((1, 2, 3), min_length=1, description="values of K, nested if drawn here")
     num_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
     seed: Seed = Field(0, description="seed of the image split and of the draws")
+
+    @model_validator(mode="after")
+    def _novel_classes_are_named(self) -> Self:
+        if self.novel_classes is None and self.base_classes != ():
+            raise ValueError("novel_classes: a value is missing (base_classes [] makes all classes novel)")
+        return self
 
 
 class CocoData(UserData):
@@ -107,12 +119,6 @@ class CocoData(UserData):
 
     source: Literal["coco"]
     annotations: str | None = Field(None, min_length=1, description="annotation file (JSON) of all images")
-    base_classes: Many[str] | None = Field(
-        None, description="null: all that are not novel; []: none, the base model comes from other data"
-    )
-    novel_classes: Many[str] | None = Field(
-        None, min_length=1, description="names of the novel classes; null with base_classes []: all"
-    )
     few_shot: FewShot = Field(DrawnShots(), description="where the K-shot sets come from")
 
     def files(self) -> tuple[str, ...]:
@@ -123,14 +129,10 @@ class CocoData(UserData):
     @model_validator(mode="after")
     def _enough_is_named(self) -> Self:
         files = self.few_shot.kind == "files"
-        if self.novel_classes is None and self.base_classes != ():
-            raise ValueError("novel_classes: a value is missing (base_classes [] makes all classes novel)")
         if self.annotations is None and not (files and self.base_classes == ()):
             raise ValueError(
                 "annotations: a value is missing (only few_shot files with base_classes [] need none)"
             )
-        if self.base_classes == () and not files:
-            raise ValueError("base_classes is []; that goes with few_shot files alone")
         if self.few_shot.kind != "drawn" and self.test_annotations is None:
             raise ValueError(
                 f"few_shot {self.few_shot.kind} goes with test images of its own: give test_annotations"
@@ -145,8 +147,6 @@ class XmlData(UserData):
 
     source: Literal["xml"]
     annotations: str | None = Field(None, description="folder of the XML files; null: beside the images")
-    base_classes: Many[str] | None = Field(None, description="null: all that are not novel")
-    novel_classes: Many[str] = Field(min_length=1, description="names of the novel classes")
     few_shot: DrawnShots = DrawnShots()
 
     def files(self) -> tuple[str, ...]:

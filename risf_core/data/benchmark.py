@@ -177,14 +177,14 @@ def open_benchmark(data: PictogramData | CocoData | XmlData | VocData, *, split:
 
 
 def partition(
-    base: Sequence[str] | None, novel: Sequence[str], available: Sequence[str], *, where: str
+    base: Sequence[str] | None, novel: Sequence[str] | None, available: Sequence[str], *, where: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Check a base/novel partition; base None means all other classes, an empty tuple none.
+    """Check a base/novel partition; base None means all other classes, an empty tuple none; novel None means all.
 
     Raises:
         SplitError: If a class is unknown, listed twice or in both lists, or there are none where some are needed.
     """
-    novel_names = check_class_list(novel, available, where=where)
+    novel_names = check_class_list(available if novel is None else novel, available, where=where)
     if base is None:
         base = [name for name in available if name not in novel_names]
     base_names = check_class_list(base, available, where=where)

@@ -101,8 +101,7 @@ def open_test_images(
     data = _with_absolute_paths(data)
     where = data.test_annotations or data.test_images
     test = load_given_test(data, Path(where).stem, class_names=None)
-    novel = data.novel_classes or test.class_names
-    base_names, novel_names = partition(data.base_classes, novel, test.class_names, where=where)
+    base_names, novel_names = partition(data.base_classes, data.novel_classes, test.class_names, where=where)
     return test.select_classes((*base_names, *novel_names)), base_names, novel_names
 
 
@@ -117,9 +116,8 @@ def _open_given(data: CocoData) -> Benchmark:
     """K-shot sets that are there already, and test images of their own; nothing is written."""
     name = Path(data.test_annotations).parent.parent.name or "data"
     test = load_given_test(data, name, class_names=None)
-    novel = data.novel_classes or test.class_names
     base_names, novel_names = partition(
-        data.base_classes, novel, test.class_names, where=data.test_annotations
+        data.base_classes, data.novel_classes, test.class_names, where=data.test_annotations
     )
     class_names = (*base_names, *novel_names)
     if data.few_shot.kind == "files":

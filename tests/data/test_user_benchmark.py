@@ -187,7 +187,7 @@ def test_given_files_with_too_few_boxes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("file", sorted(CDFSOD.glob("20_fine_tuning.*.yaml")), ids=lambda file: file.stem)
 def test_the_params_of_cd_fsod_s_sets_read_the_layout_that_it_ships(tmp_path, monkeypatch, file):
-    """<set>/annotations/{1_shot,5_shot,10_shot,test}.json; the images in train and test, those of DIOR a level deeper."""
+    """<set>/annotations/{1_shot,5_shot,10_shot,test}.json; images in train and test, those of DIOR a level deeper."""
     monkeypatch.setenv("RISF_ROOT", str(tmp_path))
     data = load_run(file).params.data
     name = Path(data.test_annotations).parts[2]
@@ -256,7 +256,6 @@ def test_parameters_that_do_not_go_together_are_refused(tmp_path):
     wrong = [
         ({"novel_classes": ["cat"]}, "annotations: a value is missing"),
         ({"annotations": "a.json"}, "novel_classes: a value is missing"),
-        ({"annotations": "a.json", "base_classes": [], "novel_classes": ["cat"]}, "few_shot files alone"),
         ({"base_classes": [], "few_shot": files, "num_seeds": 1}, "give test_annotations"),
         ({"base_classes": [], "few_shot": files, "test_annotations": "t.json"}, r"has no \{seed\}"),
         ({"base_classes": [], "few_shot": {"kind": "files", "pattern": "x.json"}}, "pattern"),
@@ -271,6 +270,17 @@ def test_parameters_that_do_not_go_together_are_refused(tmp_path):
     assert CocoData(**base, base_classes=[], few_shot=files, test_annotations="t", num_seeds=1).files() == (
         "t", "1_shot.json", "2_shot.json", "3_shot.json",
     )  # fmt: skip
+
+
+def test_all_classes_may_be_novel_where_the_base_model_comes_from_other_data(tmp_path):
+    benchmark = open_benchmark(xml_params(tmp_path / "cards", base_classes=[], novel_classes=None))
+    assert benchmark.base_names == () and benchmark.novel_names == ("ace", "king", "ten")
+    assert benchmark.few_shot(2, 0).counts() == {"ace": 2, "king": 2, "ten": 2}
+    assert benchmark.few_shot(2, 0, arm="clean").counts()["king"] >= 2
+    with pytest.raises(SplitError, match="no base classes. Expected some for gfsod"):
+        benchmark.few_shot(2, 0, setting="gfsod")
+    with pytest.raises(ValidationError, match=r"base_classes \[\] makes all classes novel"):
+        xml_params(tmp_path / "cards", novel_classes=None)
 
 
 # ------------------------------------------------------------ through params files
