@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from risf_core.detector.checkpoints import load_weights
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.presets import published_detector
+from risf_core.detector.pretrained import load_pretrained
 
 REFERENCE = Path(os.environ.get("RISF_REFERENCE", "nowhere"))
 needs_reference = pytest.mark.skipif(
@@ -21,8 +21,7 @@ QUARTER_R101 = published_detector(101, data="coco", fine_tuning=True).model_copy
 def load_reference_model(**changes) -> FasterRCNN:
     """The detector of the reference, 20 classes, in evaluation mode; ``changes`` replace its parameters."""
     model = FasterRCNN(QUARTER_R101.model_copy(update=changes), 20).eval()
-    state = torch.load(REFERENCE / "model_r101_quarter_state_fp16.pth", weights_only=True)
-    report = load_weights(model, {key: value.float() for key, value in state.items()}, allow_missing=())
+    report = load_pretrained(model, REFERENCE / "model_r101_quarter_state_fp16.pth", allow_missing=())
     assert not report.left_over
     return model
 
