@@ -139,7 +139,7 @@ def add_own_loss(root: Path) -> Path:
 
 def readme_section() -> str:
     """The README on a loss of the user's own."""
-    return (REPOSITORY / "README.md").read_text().split("### A loss of your own")[1].split("\n### ")[0]
+    return (REPOSITORY / "README.md").read_text().split("### A loss of your own")[1].split("\n##")[0]
 
 
 def readme_loss() -> str:

@@ -190,7 +190,8 @@ def test_probabilities_sum_to_one_and_no_boxes_are_fine(tiny):
     clip = CMCLIP(tiny.model, tiny.tokenizer, ["cat", "cow"], label_space=["cow", "cup", "cat", "background"])
     assert list(clip.label_columns) == [2, 0]
     probs = clip.probabilities(noise(1), torch.tensor([[1.0, 2.0, 30.0, 38.0], [0.0, 0.0, 5.0, 5.0]]))
-    assert probs.shape == (2, 4) and not probs.requires_grad
+    assert probs.shape == (2, 4)
+    assert not probs.requires_grad and not clip.text_embeds_norm.requires_grad
     assert torch.allclose(probs.sum(1), torch.ones(2))
     assert clip.probabilities(noise(1), torch.empty(0, 4)).shape == (0, 4)
     assert clip.probabilities(noise(1), []).shape == (0, 4)
@@ -314,7 +315,7 @@ def test_detection_in_an_unknown_image_is_refused(tmp_path):
 
 
 def by_hand(cosines) -> tuple[Detections, Similarities]:
-    """Three detections of one image, red, green, red, with scores 0.9, 0.5, 0.04."""
+    """Three detections of one image, red, green, red, with scores 0.9, 0.5, 0.04, and cosines."""
     detections = Detections(
         np.ones(3),
         np.tile([0, 0, 5, 5], (3, 1)),
@@ -338,6 +339,7 @@ def test_scores_by_hand_with_a_changed_order():
     )
     red = np.exp(0) / (np.exp(0) + np.exp(1) + np.exp(2))
     green = np.exp(4) / (np.exp(4) + 2 * np.exp(1))
+    assert detections.scores == pytest.approx([0.9, 0.5, 0.04])  # the given ones stay
     assert list(new.labels) == [1, 0, 0]  # the green one, 0.125 + 0.75 * 0.91, is now ahead
     assert new.scores == pytest.approx([0.25 * 0.5 + 0.75 * green, 0.25 * 0.9 + 0.75 * red, 0.04], abs=1e-6)
 
@@ -357,6 +359,18 @@ def test_only_the_named_classes_above_the_threshold_change():
     assert changed.scores[changed.labels == 1] == pytest.approx([0.75], abs=1e-6)
     changed = apply_cm_clip(detections, similarities, score_thresh=0.6, **options)
     assert changed.scores[changed.labels == 1] == pytest.approx([0.5])
+
+
+def test_novel_classes_are_found_by_name_whatever_their_place_in_the_head():
+    """The released code maps VOC's ids 15 to 19, which a head of the novel classes alone does not have."""
+    _, similarities = by_hand([[0.4, 0.1, 0.0, 0.0]])
+    scores = []
+    for names, label in ((("red",), 0), ((*(f"base {k}" for k in range(15)), "red"), 15)):
+        found = Detections([1], [[0, 0, 5, 5]], [0.5], [label], np.zeros((1, len(names) + 1)), [0], names)
+        space = {"label_space": ("red", "green", "background"), "rescored_classes": ["red"]}
+        scores.append(apply_cm_clip(found, similarities, temperature=10.0, **space).scores.item())
+    red = np.exp(4) / (np.exp(4) + np.exp(1) + np.exp(0))
+    assert scores == pytest.approx([0.7 * 0.5 + 0.3 * red] * 2, abs=1e-6)
 
 
 def test_columns_of_a_wide_space_equal_the_narrow_space_itself(tmp_path, tiny):
