@@ -10,7 +10,7 @@ from risf_core.data.left_out import left_out_of_training
 from risf_core.data.world import build_world
 from risf_core.detecting import detect_images, propose_boxes
 from risf_core.detector.build import build_detector
-from risf_core.detector.checkpoints import save_detector
+from risf_core.detector.checkpoints import HEAD, save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.pretrained import MAY_BE_MISSING, load_pretrained
 from risf_core.errors import ParamsError
@@ -28,7 +28,8 @@ def train_base_model(params: BaseTrainingParams, run) -> dict:
     """Start from weights or pretrain, train on the base classes, evaluate; write ``run.dir/model.pth``.
 
     Interrupted training goes on from its last checkpoint in ``run.dir``. Without a solver the detector of ``weights``,
-    whose head has the base classes in the order of their labels, is the base model as it is.
+    whose head has the base classes in the order of their labels, is the base model as it is; for data without base
+    classes its head, of whatever classes, is left.
 
     Returns:
         ``pretraining_accuracy`` (percent of held-out crops, None without pretraining), the loss curves, what was
@@ -60,7 +61,10 @@ def _start(detector: FasterRCNN, params: BaseTrainingParams, run) -> dict:
     """Load the weights that training starts from, or pretrain (pictograms only); what it has to say about it."""
     if params.weights is not None:
         allow_missing = MAY_BE_MISSING if params.solver is not None else ("affine_",)
-        report = load_pretrained(detector, project_path(params.weights), allow_missing=allow_missing)
+        leave = () if detector.num_classes else (HEAD,)
+        report = load_pretrained(
+            detector, project_path(params.weights), allow_missing=allow_missing, leave=leave
+        )
         log.info("%s: %s", params.weights, report)
         return {"weights": {name: len(keys) for name, keys in vars(report).items()}}
     if params.pretraining is None:
@@ -78,13 +82,16 @@ def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark, *, score_thr
     """Base AP, AP50, AP75 of detections above a score, and recall of the proposals, all in percent of the test images.
 
     ``recall_base_at_100`` and ``recall_novel_at_100``: share of base and novel objects that one of the 100 best
-    proposals covers at IoU 0.5; novel ones were never annotated.
+    proposals covers at IoU 0.5; novel ones were never annotated. Without base classes only the latter is there.
     """
-    test = benchmark.test.select_classes(benchmark.base_names)
-    evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
-    metrics = evaluator.evaluate(detect_images(detector, test).above(score_thresh))
+    groups, metrics = {"novel": benchmark.novel_names}, {}
+    if benchmark.base_names:
+        groups["base"] = benchmark.base_names
+        test = benchmark.test.select_classes(benchmark.base_names)
+        evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
+        metrics = evaluator.evaluate(detect_images(detector, test).above(score_thresh))
     proposals = propose_boxes(detector, benchmark.test)
-    for group, names in (("base", benchmark.base_names), ("novel", benchmark.novel_names)):
+    for group, names in groups.items():
         metrics[f"recall_{group}_at_100"] = proposal_recall(
             proposals, benchmark.test, class_names=names, top=100
         )

@@ -14,6 +14,7 @@ from risf_core.data.benchmark import open_benchmark
 from risf_core.data.pictograms import SPLITS
 from risf_core.detecting import propose_boxes
 from risf_core.detections import Detections, Similarities
+from risf_core.detector.checkpoints import HEAD
 from risf_core.errors import CheckpointError, ParamsError
 from risf_core.head_training import extract_region_features
 from risf_core.params import (
@@ -23,10 +24,12 @@ from risf_core.params import (
     FineTuningParams,
     PictogramData,
     SolverParams,
+    XmlData,
 )
 from risf_core.runs.state import digest
 from risf_core.voc_evaluation import evaluator_for
 
+from .data.voc_files import write_pair
 from .detector.conftest import TINY
 from .test_ablations import _Rows
 
@@ -76,6 +79,31 @@ def test_base_training_reports_ap_recall_and_curves(base):
     assert 0 <= metrics["bAP50"] <= 100 and 0 <= metrics["pretraining_accuracy"] <= 100
     assert 0 <= metrics["recall_novel_at_100"] <= 100 and len(metrics["per_class"]) == 15
     assert metrics["curve"][-1]["iteration"] == 4 and (base.dir / "model.pth").exists()
+
+
+def test_a_detector_of_other_classes_is_the_base_model_of_data_without_base_classes(base, tmp_path):
+    """A published checkpoint and images of one's own: no other data are needed."""
+    for n in range(8):
+        write_pair(tmp_path / "cards", f"{n}", [("ace", (1, 1, 20, 20)), ("king", (15, 5, 39, 29))])
+    options = {"images": str(tmp_path / "cards"), "root": str(tmp_path / "data"), "shots": (1, 2)}
+    data = XmlData(source="xml", base_classes=(), **options, num_seeds=1)
+    values = base.record["params"] | {"data": data, "pretraining": None, "solver": None}
+    params = BaseTrainingParams.model_validate(values | {"weights": str(base.dir / "model.pth")})
+    run = SimpleNamespace(dir=tmp_path / "base", device="cpu", environment={})
+    metrics = train_base_model(params, run)
+    assert {name for name, value in metrics.items() if value is not None} == {
+        "weights",
+        "recall_novel_at_100",
+    }
+    assert (
+        metrics["weights"]["left_over"] == metrics["weights"]["reinitialised"] == 4
+    )  # weights and biases of the head
+    record = {"params": params.model_dump(mode="json"), "metrics": metrics, "state_hash": digest("other")}
+    other = SimpleNamespace(dir=run.dir, record=record, run_id="other", data=data)
+    stored, own = (torch.load(folder / "model.pth")["model"] for folder in (base.dir, run.dir))
+    assert all(torch.equal(stored[key], own[key]) for key in stored if not key.startswith(HEAD))
+    (row,) = fine_tuning.fine_tuning_grid(_params(other, losses=("ce",)), _run(other, tmp_path / "tuned"))
+    assert sorted(row["per_class"]) == ["ace", "king"] and "bAP" not in row
 
 
 def test_a_second_base_training_goes_on_from_its_checkpoint(base):

@@ -88,13 +88,18 @@ def read_pretrained(path: Path) -> PretrainedWeights:
 
 
 def load_pretrained(
-    detector: FasterRCNN, path: Path, *, allow_missing: tuple[str, ...] = MAY_BE_MISSING
+    detector: FasterRCNN,
+    path: Path,
+    *,
+    allow_missing: tuple[str, ...] = MAY_BE_MISSING,
+    leave: tuple[str, ...] = (),
 ) -> LoadReport:
     """Load a file of weights into a detector, and say what matched, stayed as initialised, and was left over.
 
     Args:
         detector: Of the file's depth and widths; of its classes, too, where the file holds a box predictor.
         allow_missing: Prefixes of the detector's keys that may stay as initialised; () for a whole detector.
+        leave: Prefixes of the detector's keys that are not taken from the file, whatever it holds.
 
     Returns:
         ``matched`` and ``reinitialised`` name the detector's keys, ``left_over`` the file's.
@@ -109,8 +114,10 @@ def load_pretrained(
     state = weights.state | {
         key: torch.full_like(own[key], value) for key, value in _neutral_statistics(weights.state, own)
     }
-    report = load_weights(detector, state, source=str(path), allow_missing=allow_missing)
-    left_over = tuple(weights.file_keys[key] for key in report.left_over) + weights.left_over
+    left = tuple(key for key in state if key.startswith(leave))
+    state = {key: value for key, value in state.items() if key not in left}
+    report = load_weights(detector, state, source=str(path), allow_missing=(*allow_missing, *leave))
+    left_over = tuple(weights.file_keys[key] for key in (*report.left_over, *left)) + weights.left_over
     return replace(report, left_over=left_over)
 
 
