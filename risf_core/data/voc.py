@@ -271,12 +271,7 @@ def read_annotation(path: Path, problems: Problems, *, drop_invalid: bool = Fals
     except FileNotFoundError:
         problems.add("missing file", "there is no such annotation file", file=path)
         return None
-    except (
-        SyntaxError,
-        ValueError,
-        LookupError,
-        OSError,
-    ) as error:  # entities: ValueError; encodings: LookupError
+    except (SyntaxError, ValueError, LookupError, OSError) as error:  # the last but one: unknown encodings
         problems.add("unreadable file", f"not readable as XML ({error or type(error).__name__})", file=path)
         return None
     size, faults = [], []

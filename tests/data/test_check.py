@@ -134,6 +134,12 @@ def test_format_of_a_box_is_told_by_its_outline(tmp_path, bbox, name):
     ] == ([] if name is None else [("swapped format", name)])
 
 
+def test_a_box_that_fits_several_formats_is_right_in_its_own(tmp_path):
+    square = box_entry(1, 1, 1, (10, 10, 10, 10), segmentation=polygon(10, 10, 10, 10))
+    path = write_files(tmp_path, [image_entry(1)], [square, box_entry(2, 1, 1, (3, 3, 20, 20))])
+    assert check_set(path, tmp_path).problems.found == []
+
+
 def test_corners_are_told_by_the_area_where_there_is_no_outline(tmp_path):
     corners = box_entry(1, 1, 1, (10, 8, 20, 15), area=70)
     crowd = box_entry(2, 1, 1, (10, 8, 20, 15), area=70, segmentation={"counts": [1], "size": [1]}, iscrowd=1)
@@ -167,7 +173,8 @@ def test_an_object_whose_id_another_has_is_not_dropped(tmp_path, capsys):
     boxes = [box_entry(1, 1, 1), box_entry(1, 1, 1, (1, 1, 9, 9))]
     path = write_files(tmp_path, [image_entry(1)], boxes)
     assert main([str(path), str(tmp_path), "--drop", str(tmp_path / "clean.json")]) == 1
-    assert "annotation id 1 stands twice" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "1 problems cannot be dropped" in printed and "annotation id 1 stands twice" in printed
     assert not (tmp_path / "clean.json").exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from risf_core.data.check import main
-from tests.data.coco_files import box_entry, image_entry
+from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_pair
 
 HOSTILE = {
@@ -59,6 +59,22 @@ def test_strange_values_are_problems_and_never_tracebacks(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) > 280 and f"{len(printed) - 1} problems" in printed[-1]
     assert all(line.isprintable() and len(line) < 1000 for line in printed)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nb", "a\ud800b"])
+def test_names_that_no_screen_or_file_can_hold_are_refused(tmp_path, capsys, name):
+    path = write_files(tmp_path, [image_entry(1)], [], [{"id": 1, "name": name}])
+    assert main([str(path), str(tmp_path)]) == 1
+    assert "expected no control characters" in capsys.readouterr().out
+
+
+def test_names_with_signs_of_other_languages_are_right(tmp_path):
+    """The last one is the blank that some systems write into the names of screenshots."""
+    images = [
+        image_entry(n, file_name=name) for n, name in enumerate(("зебра.png", "斑马.png", "9\u202fPM.png"))
+    ]
+    path = write_files(tmp_path, images, [], [{"id": 1, "name": "slon\u00edk \U0001f418"}])
+    assert main([str(path), str(tmp_path)]) == 0
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + "".join(

@@ -10,9 +10,10 @@ from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_devkit, write_pair, xml_text
 
 
-def check_data_of(folder: Path, monkeypatch, **data) -> int:
-    path = folder / "00_check_setup.yaml"
-    path.write_text(yaml.safe_dump({"profile": "own", "data": data}))
+def check_data_of(folder: Path, monkeypatch, *, run: dict | None = None, **data) -> int:
+    """Check the data of a params file; `run`: other parameters, of a fine-tuning."""
+    path = folder / ("20_fine_tuning.yaml" if run else "00_check_setup.yaml")
+    path.write_text(yaml.safe_dump({"profile": "own", "data": data} | (run or {})))
     monkeypatch.setenv("RISF_ROOT", str(folder))
     return main(["--params", str(path)])
 
@@ -92,6 +93,18 @@ def test_given_shot_sets_are_checked(tmp_path, monkeypatch, capsys, kind):
         f"{path}: does not exist" if kind == "files" else f"K = 1, seed 0: there is no few-shot file {path}"
     )
     assert missing in capsys.readouterr().out
+
+
+def test_base_shots_are_read_where_the_head_has_base_classes(tmp_path, monkeypatch, capsys):
+    two_classes(tmp_path)
+    write_files(tmp_path, [image_entry(9)], [box_entry(1, 9, 1), box_entry(2, 9, 3)], name="test.json")
+    write_files(tmp_path, [image_entry(1)], [box_entry(1, 1, 3)], name="1_shot.json")
+    few_shot = {"kind": "files", "pattern": "{shots}_shot.json"}
+    data = OWN | {"base_classes": ["person"], "few_shot": few_shot, "test_annotations": "test.json"}
+    run = {"base": "x.yaml", "shots": 1, "seeds": [0], "setting": "fsod"}
+    assert check_data_of(tmp_path, monkeypatch, run=run, **data) == 0
+    assert check_data_of(tmp_path, monkeypatch, run=run | {"setting": "gfsod"}, **data) == 1
+    assert "class 'person' has 0 boxes" in capsys.readouterr().out
 
 
 def test_voc_of_a_params_file_is_checked_with_its_lists(tmp_path, monkeypatch, capsys):
