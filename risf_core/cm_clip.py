@@ -18,22 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from risf_core.clip_models import LoadedClip, load_clip, preprocessing_of
+from risf_core.clip_models import load_clip as load_clip
+from risf_core.clip_models import preprocessing_of
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import DataError, ParamsError
 from risf_core.progress import progress
-
-__all__ = [
-    "CMCLIP",
-    "LoadedClip",
-    "apply_cm_clip",
-    "encode_detections",
-    "label_space_names",
-    "load_clip",
-    "rescore",
-]
 
 BACKGROUND = "background"
 TEMPERATURE = 100.0  # factor of the cosines in the released code, and CLIP's largest logit scale
@@ -235,14 +226,8 @@ class CMCLIP:
         return crops.div_(255.0)
 
     def _pil_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
-        transform = image_transform(
-            self.image_size,
-            is_train=False,
-            mean=self._mean,
-            std=self._std,
-            resize_mode=self.crop,
-            interpolation=self._interpolation,
-        )
+        rule = {"mean": self._mean, "std": self._std, "interpolation": self._interpolation}
+        transform = image_transform(self.image_size, is_train=False, resize_mode=self.crop, **rule)
         page = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         crops = [transform(page.crop(_pixel_box(box, page.width, page.height))) for box in boxes.tolist()]
         return torch.stack(crops).to(self.device) if crops else torch.empty(0, 3, *self.image_size)

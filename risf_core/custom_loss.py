@@ -96,15 +96,9 @@ def check_contract(function: Callable, spec: str) -> None:
         for num_rois, num_classes in ((32, 5), (1, 1), (64, 20)):
             labels = torch.randint(0, num_classes + 1, (num_rois,))
             labels[0] = 0
-            background_only = torch.full((num_rois,), num_classes)
-            _check_one(function, spec, torch.randn(num_rois, num_classes + 1), labels, "random RoIs")
-            _check_one(
-                function,
-                spec,
-                torch.randn(num_rois, num_classes + 1),
-                background_only,
-                "RoIs of background alone",
-            )
+            background = torch.full((num_rois,), num_classes)
+            for name, given in (("random RoIs", labels), ("RoIs of background alone", background)):
+                _check_one(function, spec, torch.randn(num_rois, num_classes + 1), given, name)
 
 
 def _check_one(function, spec: str, logits, labels, situation: str) -> None:
@@ -115,11 +109,8 @@ def _check_one(function, spec: str, logits, labels, situation: str) -> None:
         return ParamsError(f'loss "{spec}" {what} on {where}; {EXPECTED}.')
 
     leaf = logits.clone().requires_grad_()
-    # not a leaf, so that an in-place change is seen and not refused
-    given_logits, given_labels = (
-        leaf * 1.0,
-        labels.clone(),
-    )
+    given_logits = leaf * 1.0  # not a leaf, so that an in-place change is seen and not refused
+    given_labels = labels.clone()
     try:
         loss = function(given_logits, given_labels)
     except Exception as error:  # whatever the user's code raises is reported as theirs

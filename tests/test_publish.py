@@ -16,7 +16,7 @@ from risf_core.report.publish import (
     update_readme,
 )
 from risf_core.runs.run_specs import RunSpec
-from tests.synthetic_records import all_records, fine_tuning_record, fine_tuning_row
+from tests.synthetic_records import all_records, backbones_record, fine_tuning_record, fine_tuning_row
 
 
 @pytest.fixture
@@ -42,6 +42,19 @@ def test_headline_has_both_gains_with_their_records():
     gain = table.loc["CM-CLIP's gain with ce, nAP50, K=5, kshot"]
     assert gain["n"] == 2 and gain["value"].startswith("+")
     assert len(table.loc["BNRL's gain over ce, nAP50, mean over K, kshot", "run_ids"]) == 5
+
+
+def test_headline_names_what_the_released_code_does():
+    """The loss that it trains, and the crops that it feeds; accuracies are of crops as CLIP wants them."""
+    released = backbones_record(seeds=2)
+    released["run_id"] += "-released"
+    rows = [row | {"preprocess": "released", "crop_accuracy": 1.0, "gain": 0.5} for row in released["rows"]]
+    released["rows"] = [row for row in rows if row["clip"] == "tiny-resnet"]
+    table = headline([*all_records(seeds=2), released]).set_index("quantity")
+    assert table.loc["CLIP tiny-resnet: accuracy on novel crops (%)", "value"] == "90.2"
+    assert table.loc["nAP50 (%), K=5, kshot: ce_bg + CM-CLIP", "n"] == 2
+    gain = table.loc["CM-CLIP's gain with ce, preprocess=released, nAP50, K=5, kshot"]
+    assert gain["value"] == "+0.5 ± 0.0 (2/2 up)" and gain["run_ids"] == (released["run_id"],)
 
 
 def test_summary_says_where_everything_lies(folder):

@@ -220,3 +220,15 @@ def test_rows_as_texts_have_whole_numbers_and_name_what_is_missing():
         [{"class": "sun", "split": 1, "share": 97.22222}, {"class": "cat", "split": None, "share": None}]
     )
     assert table.values.tolist() == [["sun", "1", "97.2"], ["cat", "n/a", "n/a"]]
+
+
+def test_the_released_head_start_stands_beside_ours_in_the_table_of_gfsod():
+    rows = [fine_tuning_row(seed=seed, setting="gfsod", nAP50=50.0 + seed) for seed in (0, 1)]
+    worse = [fine_tuning_row(seed=seed, setting="gfsod", nAP50=40.0 + seed) for seed in (0, 1)]
+    heads = {"copied": rows, "released": worse}
+    records = [fine_tuning_record(own, name=start, head={"start": start}) for start, own in heads.items()]
+    display = gfsod_table(records).display
+    assert dict(zip(display["variant"], display["nAP50"])) == {
+        "main": "50.5 ± 6.4",
+        "head.start=released": "40.5 ± 6.4",
+    }
