@@ -26,6 +26,21 @@ def log_line(text: str) -> None:
         logger.info(text)
 
 
+class Once(logging.Filter):
+    """Lets a line pass the first time: a grid reads the same data again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is new."""
+        line = record.getMessage()
+        is_new = line not in self.seen
+        self.seen.add(line)
+        return is_new
+
+
 class LogFile(logging.Handler):
     """Sends what is logged where `log_line` sends the progress."""
 
@@ -43,11 +58,13 @@ def show_log() -> None:
     if "ipykernel" not in sys.modules or package.handlers:
         return
     package.setLevel(logging.INFO)
-    shown = logging.StreamHandler()
+    handlers = [logging.StreamHandler()]
     if os.environ.get("RISF_LOG"):
-        shown.setLevel(logging.WARNING)
-        package.addHandler(LogFile())
-    package.addHandler(shown)
+        handlers[0].setLevel(logging.WARNING)
+        handlers.append(LogFile())
+    for handler in handlers:
+        handler.addFilter(Once())
+        package.addHandler(handler)
 
 
 class Progress(Generic[T]):
