@@ -287,7 +287,7 @@ def _print_all(sets: Sequence[CheckedSet]) -> None:
     if more:
         count = sum(checked.num_decoded for checked in more)
         print(f"nothing is wrong with {len(more)} more; {count} more images decoded, all whole.")
-    if len(sets) == 1 and sets[0].data is not None:
+    if len(sets) == 1 and sets[0].data is not None and not sets[0].problems.found:
         print(summarize({sets[0].data.name: sets[0].data}).to_string())
 
 

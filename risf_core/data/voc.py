@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}  # in any case of letters
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+LARGEST = 10**6  # pixels; a larger side is a slip
 NOT_FINITE = ("NaN box", "infinite box")
 OUTSIDE_TOLERANCE = 1.0  # pixels; tools that count from 0 write boxes one pixel to the left
 EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the values that exchange width and height
@@ -274,16 +275,9 @@ def read_annotation(path: Path, problems: Problems, *, drop_invalid: bool = Fals
     except (SyntaxError, ValueError, LookupError, OSError) as error:  # the last but one: unknown encodings
         problems.add("unreadable file", f"not readable as XML ({error or type(error).__name__})", file=path)
         return None
-    size, faults = [], []
-    for key in ("width", "height"):
-        value, fault = _number(root, f"size/{key}")
-        size.append(value)
-        faults += [fault] if fault else []
-    if not faults and (min(size) < 1 or any(side % 1 for side in size)):
-        faults.append(("wrong value", f"size is {size[0]:g}x{size[1]:g}; expected whole pixels above 0"))
+    width, height, faults = _read_size(root)
     for kind, line in faults:
         problems.add(kind, line, file=path)
-    width, height = (0, 0) if faults else map(int, size)
     objects = []
     for position, element in enumerate(root.findall("object"), start=1):
         name, box, is_difficult, faults = _read_object(element)
@@ -306,6 +300,17 @@ def read_annotation(path: Path, problems: Problems, *, drop_invalid: bool = Fals
     )
 
 
+def _read_size(root: Element) -> tuple[int, int, list[tuple[str, str]]]:
+    """Width and height, 0 where they are wrong, and the kind and words of each fault in them."""
+    (width, fault), (height, other) = (_number(root, f"size/{key}") for key in ("width", "height"))
+    faults = [("wrong value" if one[0] in NOT_FINITE else one[0], one[1]) for one in (fault, other) if one]
+    if not faults and (
+        not 1 <= min(width, height) <= max(width, height) <= LARGEST or width % 1 or height % 1
+    ):
+        faults = [("wrong value", f"size is {width:g}x{height:g}; expected whole pixels above 0")]
+    return (0, 0, faults) if faults else (int(width), int(height), [])
+
+
 def _read_object(element: Element) -> tuple[str, list[float], bool, list[tuple[str, str]]]:
     """Class name, corners and difficult flag of an object, and the kind and words of each fault in them."""
     name = (element.findtext("name") or "").strip()
@@ -326,10 +331,10 @@ def _number(element: Element, path: str) -> tuple[float, tuple[str, str] | None]
     try:
         value = float(text)
     except ValueError:
-        return math.nan, ("wrong type", f"{path} is {text.strip()!r}; expected a number")
+        return math.nan, ("wrong type", f"{path} is {text.strip()[:60]!r}; expected a number")
     if math.isfinite(value):
         return value, None
-    return value, (NOT_FINITE[math.isinf(value)], f"{path} is {text.strip()!r}; expected a number")
+    return value, (NOT_FINITE[math.isinf(value)], f"{path} is {text.strip()[:60]!r}; expected a number")
 
 
 def _check_size(file: XmlFile, annotation: Annotation, problems: Problems) -> None:
@@ -346,6 +351,7 @@ def _check_size(file: XmlFile, annotation: Annotation, problems: Problems) -> No
         problems.add("wrong image size", line, file=file.annotation)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # boxes may hold any number
 def _check_boxes(
     file: XmlFile, annotation: Annotation, problems: Problems, *, drop_invalid: bool
 ) -> Annotation:

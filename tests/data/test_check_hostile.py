@@ -7,7 +7,7 @@ from PIL import Image
 
 from risf_core.data.check import main
 from tests.data.coco_files import box_entry, image_entry, write_files
-from tests.data.voc_files import write_pair
+from tests.data.voc_files import write_pair, xml_text
 
 HOSTILE = {
     "list": b"[1, 2]",
@@ -104,6 +104,12 @@ def test_deep_and_strange_xml_is_no_traceback(tmp_path, capsys):
     write_pair(tmp_path, "deep", [])
     (tmp_path / "deep.xml").write_text("<a>" * 50_000 + "</a>" * 50_000)
     write_pair(tmp_path, "strange", [("a\u2028b", (1, 1, "9" * 400, 9)), ("c", ("0x1", "", "1_0", "\u0665"))])
+    for number, width in enumerate(("1e300", "1e19", "9" * 400)):
+        write_pair(tmp_path, f"wide{number}", [])
+        text = xml_text([("ace", (1, 1, 1e200, 9))]).replace("<width>40", f"<width>{width}")
+        (tmp_path / f"wide{number}.xml").write_text(text)
     assert main([str(tmp_path)]) == 1
     printed = capsys.readouterr().out
+    assert all(len(line) < 500 for line in printed.splitlines())
+    assert "wide0.xml: size is 1e+300x30" in printed and "wide2.xml: size/width is '999" in printed
     assert "deep.xml: has no 'size/width'" in printed and "strange.xml: object 1" in printed
