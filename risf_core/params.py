@@ -477,6 +477,7 @@ class AblationBnrlParams(FewShotParams):
     """31_ablation_bnrl: the loss's curves, then its hyper-parameters."""
 
     notebook: ClassVar[str] = "31_ablation_bnrl"
+    setting: Literal["fsod"] = Field("fsod", description="sweeps are over novel classes alone")
     bnrl: BnrlParams = Field(BnrlParams(), description="values of the letters that a sweep does not change")
     alphas: Many[Share] = Field((0.2, 0.5, 0.8), min_length=1, description="with beta = 1 - alpha")
     betas: Many[NotNegative] = Field((0.2, 0.5, 0.8), description="with alpha fixed")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from risf_core import ablations
 from risf_core.data.dataset import DetectionData, ImageRecord
@@ -16,6 +17,7 @@ from risf_core.params import (
     FineTuningParams,
     PictogramData,
 )
+from tests.color_clip import COLORS, ColorClip, color_tokens
 
 DATA = PictogramData(shots=(1, 5))
 
@@ -135,6 +137,36 @@ def test_sweep_of_clips_takes_what_counts_alone(stored_run, monkeypatch):
     (row,) = ablations.compare_clips(ClipBackbonesParams(**values), run)
     assert encoded == [pytest.approx([0.9, 0.5])]
     assert row["gain"] == pytest.approx(100 * 51 / 101 / 2)
+
+
+@pytest.mark.parametrize(
+    "preprocess, gain, accuracy", [("clip", 100 * 51 / 101 / 2, 100.0), ("released", 0.0, 0.0)]
+)
+def test_released_crops_show_clip_another_picture(stored_run, monkeypatch, preprocess, gain, accuracy):
+    """Red objects on green are blue ones, which is background's colour, to a CLIP that is fed BGR."""
+    run, upstream = stored_run
+    run.device = "cpu"
+    benchmark = ablations.open_benchmark(None, split=1)
+    (record,) = benchmark.test.images
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[..., 1] = 255
+    for x1, y1, x2, y2 in record.boxes.astype(int):
+        pixels[y1:y2, x1:x2] = (255, 0, 0)
+    Image.fromarray(pixels).save(record.path)
+    monkeypatch.setitem(COLORS, "queen", COLORS["red"])
+    monkeypatch.setitem(COLORS, "king", COLORS["background"])
+    clip = SimpleNamespace(model=ColorClip(), tokenizer=color_tokens, info=SimpleNamespace(num_parameters=3))
+    monkeypatch.setattr(ablations, "open_clip_source", lambda *a, **k: ("colours", clip))
+    values = {
+        "profile": "t",
+        "fine_tuning": ["x.yaml"],
+        "clips": [{"model": "x", "path_only": True}],
+        "seeds": (0,),
+    }
+    params = ClipBackbonesParams(**values, cm_clip={"c": 0.2, "preprocess": preprocess})
+    (row,) = ablations.compare_clips(params, run)
+    assert row["gain"] == pytest.approx(gain) and row["crop_accuracy_all"] == accuracy
+    assert (row["preprocess"], row["resize"], row["crop"]) == (preprocess, "roi_align", "squash")
 
 
 def test_bnrl_sweep_counts_what_is_above_the_cut(stored_run, monkeypatch):
