@@ -187,6 +187,9 @@ def test_grid_writes_rows_and_files_and_goes_on_where_it_was_killed(base, tmp_pa
     undisturbed = fine_tuning.fine_tuning_grid(params, _run(base, tmp_path / "a"))
     assert [(row["loss"], row["rescoring"]) for row in undisturbed] == [("ce", "none"), ("bnrl", "none")]
     assert all(0 <= row["nAP50"] <= 100 and len(row["per_class"]) == 5 for row in undisturbed)
+    assert all(
+        row["left_out"]["images_without_box"] == 0 == len(row["left_out"]["named"]) for row in undisturbed
+    )
     run, real, calls = _run(base, tmp_path / "b"), fine_tuning.fine_tune, []
 
     def killed_in_the_second_cell(*args, **kwargs):

@@ -2,10 +2,12 @@
 
 import logging
 
+from risf_core.data.benchmark import open_benchmark
 from risf_core.data.coco import load_coco
 from risf_core.data.left_out import left_out_of_training
 from risf_core.data.loader import load_batch
 from risf_core.data.voc import load_xml_folder
+from risf_core.data_params import CocoData
 from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_pair
 
@@ -53,3 +55,26 @@ def test_difficult_boxes_are_trained_on_and_named(tmp_path):
     assert counts["difficult_boxes"] == 2 and counts["named"] == {"difficult_boxes": [1]}
     _, targets = load_batch(draw, [0])
     assert len(targets[0]["boxes"]) == 2
+
+
+def test_a_given_shot_set_knows_what_it_dropped(tmp_path):
+    boxes = [box_entry(1, 1, 3), box_entry(2, 1, 3, iscrowd=1), box_entry(3, 2, 1)]
+    boxes.append(box_entry(4, 1, 3, (3, 3, 0, 9)))
+    write_files(tmp_path, [image_entry(1), image_entry(2)], boxes, name="1_shot.json")
+    test = write_files(tmp_path, [image_entry(9)], [box_entry(1, 9, 1), box_entry(2, 9, 3)])
+    data = CocoData(
+        source="coco",
+        root=str(tmp_path / "data"),
+        annotations=str(test),
+        images=str(tmp_path),
+        test_annotations=str(test),
+        novel_classes=("cat",),
+        few_shot={"kind": "files", "pattern": str(tmp_path / "{shots}_shot.json")},
+        drop_invalid=True,
+        shots=(1,),
+        num_seeds=1,
+    )
+    draw = open_benchmark(data).few_shot(1, 0)
+    counts = left_out_of_training(draw, draw)
+    assert (counts["crowd_regions"], counts["images_without_box"], counts["invalid_boxes"]) == (1, 1, 1)
+    assert counts["named"]["images_without_box"] == [2] and counts["named"]["crowd_regions"] == [1]
