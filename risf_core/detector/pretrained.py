@@ -47,8 +47,9 @@ CAFFE2_LEAF = {
 }
 TORCHVISION_BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([1-3])|downsample\.([01]))\.(\w+)")
 TORCHVISION_STEM = re.compile(r"(conv|bn)1\.(\w+)")
-# Caffe2's normalisation is scale and shift alone: statistics that change nothing, given torch's epsilon.
-NEUTRAL = {"running_mean": 0.0, "running_var": 1.0 - 1.0e-5}
+# Caffe2's normalisation is scale and shift alone. These statistics are detectron2's, which published models start from;
+# with the epsilon of 1e-5 they shrink the scale by 5e-6.
+NEUTRAL = {"running_mean": 0.0, "running_var": 1.0}
 
 
 @dataclass(frozen=True)

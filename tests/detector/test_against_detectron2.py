@@ -9,14 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from risf_core.detector.checkpoints import load_weights
+from risf_core.detector.checkpoints import load_weights, save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.presets import published_detector
+from risf_core.detector.pretrained import load_pretrained
 
 from .reference_model import QUARTER_WIDTH
+from .test_pretrained import caffe2_blobs, write_pickle
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed; it is an optional back end")
 
+from detectron2.checkpoint import DetectionCheckpointer  # noqa: E402
 from detectron2.config import get_cfg  # noqa: E402
 from detectron2.data.transforms import ResizeShortestEdge  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
@@ -121,3 +124,26 @@ def test_a_training_step_is_that_of_detectron2(depth):
     assert {key for key in gradients if not key.startswith("affine_")} == set(theirs)
     for key, gradient in theirs.items():
         assert (gradients[key] - gradient).norm() <= 1e-4 * gradient.norm(), key
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_msra_weights_load_as_in_detectron2(tmp_path, depth):
+    ours, native = pair(depth)
+    path = write_pickle(tmp_path / f"R-{depth}.pkl", {"blobs": caffe2_blobs(ours)})
+    DetectionCheckpointer(native).load(str(path))
+    report = load_pretrained(ours, path)
+    state = ours.state_dict()
+    body = [key for key in state if key.startswith(("backbone.", "roi_heads.res5."))]
+    assert sorted(report.matched) == sorted(body)
+    assert all(torch.equal(state[key], value) for key, value in native.state_dict().items() if key in body)
+
+
+def test_our_checkpoints_load_in_detectron2(tmp_path):
+    ours, native = pair(50)
+    with torch.no_grad():
+        for value in ours.state_dict().values():
+            value.add_(1.0)
+    save_detector(tmp_path / "model.pth", ours, [f"class {i}" for i in range(NUM_CLASSES)])
+    DetectionCheckpointer(native).load(str(tmp_path / "model.pth"))
+    state = ours.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in native.state_dict().items())
