@@ -52,7 +52,7 @@ def test_headline_names_what_the_released_code_does():
     released["rows"] = [row for row in rows if row["clip"] == "tiny-resnet"]
     table = headline([*all_records(seeds=2), released]).set_index("quantity")
     assert table.loc["CLIP tiny-resnet: accuracy on novel crops (%)", "value"] == "90.2"
-    assert table.loc["nAP50 (%), K=5, kshot: ce_bg + CM-CLIP", "n"] == 2
+    assert table.loc["nAP50 (%), K=5, kshot: ce_bg (as released) + CM-CLIP", "n"] == 2
     gain = table.loc["CM-CLIP's gain with ce, preprocess=released, nAP50, K=5, kshot"]
     assert gain["value"] == "+0.5 ± 0.0 (2/2 up)" and gain["run_ids"] == (released["run_id"],)
 

@@ -150,7 +150,8 @@ def _cell_numbers(frame: pd.DataFrame, shots: int) -> list[tuple]:
                         interval_text(interval.mean, interval.half_width),
                         tuple(sorted(set(cell["run_id"]))),
                     )
-                    name = f"nAP50 (%), K={shots}, {arm}: {loss}{suffix}"
+                    named = "ce_bg (as released)" if loss == "ce_bg" else loss
+                    name = f"nAP50 (%), K={shots}, {arm}: {named}{suffix}"
                     rows.append((name, text, interval.n, "20_fine_tuning", runs))
     return rows
 
