@@ -21,7 +21,6 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, fast_rcnn_inference
 from detectron2.modeling.roi_heads.roi_heads import Res5ROIHeads
-from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
@@ -245,12 +244,6 @@ class Detectron2RCNN(FasterRCNN):
             )
             for one in drawn
         ]
-
-    def sample(self, labels: Tensor) -> Tensor:
-        """Indices of the RoIs of one image that are trained on."""
-        heads = self.roi_heads
-        counts = (heads.batch_size_per_image, heads.positive_fraction, heads.num_classes)
-        return torch.cat(subsample_labels(labels, *counts))
 
     def head_losses(self, pooled: Tensor, rois: list[SampledRoIs]) -> dict[str, Tensor]:
         """The box head's losses of pooled features [sum R_i, D] and their labelled RoIs."""
