@@ -65,19 +65,18 @@ def bnrl_loss(
     """
     beta = _check_hyper_parameters(alpha, beta, epsilon, gamma, background_weight)
     is_kept = _check_tensors(logits, labels, ignore_index)
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = _at_least_float32(logits)
-        weight = _class_weights(logits, background_weight, class_weight)  # [C+1]
-        log_p, log_not_p = log_probs_and_complements(logits)  # log p and log(1 - p), both [N, C+1]
+    logits = _at_least_float32(logits)
+    weight = _class_weights(logits, background_weight, class_weight)  # [C+1]
+    log_p, log_not_p = log_probs_and_complements(logits)  # log p and log(1 - p), both [N, C+1]
 
-        # [N, 1]; an ignored RoI is computed, then masked
-        label = torch.where(is_kept, labels, 0).unsqueeze(1)
-        log_p_y, log_not_p_y = log_p.gather(1, label), log_not_p.gather(1, label)  # [N, 1]
-        positive = weight[label] * (gamma * log_not_p_y).exp() * -log_p_y  # (1 - p_y)^gamma, in logarithms
-        negative = weight * (epsilon * log_p).exp() * -log_not_p  # [N, C+1]
-        negative = negative.scatter(1, label, 0.0).sum(1, keepdim=True)  # the sum runs over k != y
-        losses = (alpha * positive + beta * negative).squeeze(1)  # [N]
-        return _reduce(losses, is_kept, reduction)
+    # [N, 1]; an ignored RoI is computed, then masked
+    label = torch.where(is_kept, labels, 0).unsqueeze(1)
+    log_p_y, log_not_p_y = log_p.gather(1, label), log_not_p.gather(1, label)  # [N, 1]
+    positive = weight[label] * (gamma * log_not_p_y).exp() * -log_p_y  # (1 - p_y)^gamma, in logarithms
+    negative = weight * (epsilon * log_p).exp() * -log_not_p  # [N, C+1]
+    negative = negative.scatter(1, label, 0.0).sum(1, keepdim=True)  # the sum runs over k != y
+    losses = (alpha * positive + beta * negative).squeeze(1)  # [N]
+    return _reduce(losses, is_kept, reduction)
 
 
 def log_probs_and_complements(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,11 +109,10 @@ def cross_entropy(
     alpha, beta, gamma, epsilon stay unused. Arguments, errors and the empty batch as in :func:`bnrl_loss`.
     """
     is_kept = _check_tensors(logits, labels, ignore_index)
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = _at_least_float32(logits)
-        weight = _class_weights(logits, background_weight, class_weight)
-        losses = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
-        return _reduce(losses, is_kept, "mean")
+    logits = _at_least_float32(logits)
+    weight = _class_weights(logits, background_weight, class_weight)
+    losses = F.cross_entropy(logits, labels, weight=weight, ignore_index=ignore_index, reduction="none")
+    return _reduce(losses, is_kept, "mean")
 
 
 def get_loss(
@@ -196,6 +194,7 @@ def _check_tensors(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
+    """Half precision is left here; autocast would not go back to it, for it lowers products of matrices alone."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -6,9 +6,10 @@ from PIL import Image
 from risf_core.figures import all_figures, interaction_figure, main_figure, paired_figure
 from risf_core.report.figure_style import COLORS, save_figure
 from risf_core.report.run_figures import confusion_figure, loss_curves_figure, training_figure
-from risf_core.report.sweep_figures import beta_omega_figure
+from risf_core.report.sweep_figures import backbones_figure, beta_omega_figure
 from tests.synthetic_records import (
     ablation_bnrl_record,
+    backbones_record,
     fine_tuning_record,
     fine_tuning_records,
     fine_tuning_row,
@@ -143,3 +144,12 @@ def test_loss_curves_figure_draws_lines_and_markers():
     assert "bnrl: α 0.3, β 0.7, γ 2, ε 0.5, ω_bg 0.1." in drawing.caption
     assert len(drawing.figure.axes) == 4
     assert legend_labels(drawing) == ["ce", "focal", "bnrl"]
+
+
+def test_clips_figure_leaves_out_crops_made_in_other_ways():
+    own, released = backbones_record(seeds=2), backbones_record(seeds=2)
+    released["run_id"] += "-released"
+    released["rows"] = [row | {"preprocess": "released", "crop_accuracy": 50.0} for row in released["rows"]]
+    figures = [backbones_figure(records).figure for records in ([own], [own, released])]
+    limits, both = ([ax.dataLim.bounds for ax in figure.axes] for figure in figures)
+    assert limits == both
