@@ -149,7 +149,7 @@ def test_loss_curves_figure_draws_lines_and_markers():
 def test_clips_figure_leaves_out_crops_made_in_other_ways():
     own, released = backbones_record(seeds=2), backbones_record(seeds=2)
     released["run_id"] += "-released"
-    released["rows"] = [row | {"preprocess": "released", "crop_accuracy": 50.0} for row in released["rows"]]
+    released["rows"] = [row | {"preprocess": "released", "crop_accuracy": 5.0} for row in released["rows"]]
     figures = [backbones_figure(records).figure for records in ([own], [own, released])]
     limits, both = ([ax.dataLim.bounds for ax in figure.axes] for figure in figures)
     assert limits == both
