@@ -253,7 +253,7 @@ def _find_shots(root: Path, arm: str, *, with_base: bool = False) -> Path:
     """Folder of the draws; asked for base classes it refuses if some of them had too few boxes."""
     reasons = _read(root / "done.json")["no_base_shots"]
     if with_base and reasons:
-        raise SplitError(f"no gfsod draw, for {len(reasons)} base classes are too rare. {reasons[0]}")
+        raise SplitError(f"no gfsod draw, for {len(reasons)} base classes are too rare. {' '.join(reasons)}")
     return root / "few_shot" / arm
 
 

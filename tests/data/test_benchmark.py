@@ -127,6 +127,9 @@ def test_rare_base_classes_stop_gfsod_alone(tmp_path):
     assert benchmark.few_shot(1, 0).counts() == {"cat": 1}
     with pytest.raises(SplitError, match="1 base classes are too rare.*'hot dog'"):
         benchmark.few_shot(1, 0, setting="gfsod")
+    benchmark = open_benchmark(coco_params(tmp_path, base_classes=None, shots=[1, 4], novel_classes=["cat"]))
+    with pytest.raises(SplitError, match=r"'hot dog' has [01] boxes. Expected at least K = 4"):
+        benchmark.few_shot(1, 0, setting="gfsod")
 
 
 def test_a_class_without_test_boxes_is_said_and_not_refused(tmp_path, caplog):
