@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from risf_core.detector.checkpoints import load_weights, save_detector
-from risf_core.detector.faster_rcnn import FasterRCNN
+from risf_core.detector.faster_rcnn import FasterRCNN, resized_size
 from risf_core.detector.presets import published_detector
 from risf_core.detector.pretrained import load_pretrained
 
@@ -88,6 +88,14 @@ def test_detections_from_the_file_on_are_those_of_detectron2(depth):
     assert torch.equal(found["labels"], expected.pred_classes)
     assert torch.allclose(found["boxes"], expected.pred_boxes.tensor, atol=0.01, rtol=0)
     assert torch.allclose(found["scores"], expected.scores, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("short_side", [480, 640, 800])
+def test_every_size_is_resized_to_that_of_detectron2(short_side):
+    for height, width in np.ndindex(90, 120):
+        height, width = 20 + 17 * height, 20 + 13 * width
+        expected = ResizeShortestEdge.get_output_shape(height, width, short_side, 1333)
+        assert resized_size((height, width), short_side, 1333) == expected, (height, width)
 
 
 @pytest.mark.parametrize("depth", [50, 101])
