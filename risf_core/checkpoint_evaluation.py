@@ -8,7 +8,7 @@ from pathlib import Path
 
 from risf_core.cm_clip import encode_detections
 from risf_core.data.benchmark import open_benchmark
-from risf_core.data.dataset import DetectionData
+from risf_core.data.dataset import DetectionData, check_class_list
 from risf_core.data.user_benchmark import open_test_images
 from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
@@ -106,7 +106,9 @@ def _class_names(source: CheckpointSource, content: dict, test: TestSet, path: P
                 f"{path}: the file names no classes. Say which its head has: checkpoint.classes: base, novel or all."
             )
         return named
-    stored = tuple(content["class_names"])
+    stored = check_class_list(
+        content["class_names"], test.data.class_names, where=f"{path}: classes of its head"
+    )
     if named is not None and set(named) != set(stored):
         raise CheckpointError(
             f"{path}: the file is of a head with {len(stored)} classes ({', '.join(stored[:3])}, ...), but "

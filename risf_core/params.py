@@ -431,7 +431,7 @@ class CheckpointSource(Strictly):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.run is None) == (self.path is None):
-            raise ValueError("give either run or path")
+            raise ValueError("give either run or path, and null for the other: -p checkpoint.run null")
         if self.run is not None and (self.detector is not None or self.classes is not None):
             raise ValueError("detector and classes belong to path; a run says both itself")
         return self
