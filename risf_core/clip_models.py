@@ -15,6 +15,7 @@ import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import nn
 
+from risf_core.detector.weight_files import reason
 from risf_core.errors import CheckpointError, ParamsError
 
 log = logging.getLogger(__name__)
@@ -163,16 +164,20 @@ def _check_pretrained(model: str, pretrained: str | None) -> None:
 
 
 def _weights_message(model: str, tag: str | None, cache_dir: str | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+    # where the file would be executed torch advises to do so; that advice is left out
+    why = reason(error).rstrip(".") if "weights_only" in str(error) else " ".join(str(error).split())[:300]
     source = open_clip.get_pretrained_cfg(model, tag) if tag else {}
     if not source:
-        expected = f" Expected {tag} to be a state dict of this very model." if tag else ""
-        return f"CLIP {model}: {tag or 'the model or its tokenizer'} cannot be loaded: {reason}.{expected}"
+        expected = (
+            f" Expected {tag} to be a state dict of this very model, such as open_clip's .safetensors of a tag; "
+            "OpenAI's own .pt are TorchScript programs, which are not read."
+        )
+        return f"CLIP {model}: {tag or 'the model or its tokenizer'} cannot be loaded: {why}.{expected if tag else ''}"
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folder = cache_dir or (HF_HUB_CACHE if source.get("hf_hub") else Path("~/.cache/clip").expanduser())
     return (
-        f"CLIP {model}: the weights of tag {tag!r} cannot be fetched: {reason}. They were looked for in "
+        f"CLIP {model}: the weights of tag {tag!r} cannot be fetched: {why}. They were looked for in "
         f"{folder} and at {source.get('hf_hub') or source.get('url')}. Put the checkpoint file anywhere on this "
         "machine and give its path in place of the tag (pretrained: /path/to/file), or copy the cache folder "
         "of a machine that has it."

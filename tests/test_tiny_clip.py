@@ -172,8 +172,11 @@ def test_wrong_input_is_named(tmp_path, monkeypatch):
         load_clip("risf-tiny-resnet", tmp_path / "other.pt")
     # anything but tensors and plain types is refused unexecuted
     torch.save({"run": Path}, tmp_path / "code.pt")
-    with pytest.raises(CheckpointError, match="code.pt"):
-        load_clip("risf-tiny-resnet", tmp_path / "code.pt")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    for name in ("code.pt", "program.pt"):
+        with pytest.raises(CheckpointError, match=name) as error:
+            load_clip("risf-tiny-resnet", tmp_path / name)
+        assert "Re-running" not in str(error.value) and "TorchScript programs" in str(error.value)
 
 
 def test_weights_out_of_reach_give_one_error(tmp_path, monkeypatch, caplog):
