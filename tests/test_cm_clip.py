@@ -17,6 +17,7 @@ from risf_core.data.loader import ImageCache, read_image
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import DataError, ParamsError
 from tests.color_clip import NAMES, ColorClip, color_clip, color_tokens
+from tests.real_data import real_data
 
 
 def two_colors() -> torch.Tensor:
@@ -113,9 +114,7 @@ def test_crops_that_keep_the_aspect_equal_the_transform_of_open_clip(tiny, rule)
 
 
 def test_clips_own_picture_gives_openais_tensor_exactly():
-    folder = Path(os.environ.get("RISF_REAL", "nowhere")) / "clip_preprocess"
-    if not folder.is_dir():
-        pytest.skip("RISF_REAL does not point at the folder with clip_preprocess")
+    folder = real_data("clip_preprocess")
     model = ColorClip(224)
     model.visual.preprocess_cfg |= {"mean": OPENAI_DATASET_MEAN, "std": OPENAI_DATASET_STD}
     clip = CMCLIP(model, color_tokens, NAMES, resize="bicubic", crop="shortest")

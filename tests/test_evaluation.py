@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from risf_core.detections import Detections
 from risf_core.errors import DataError, SplitError
 from risf_core.evaluation import Evaluator, evaluate, proposal_recall
 from risf_core.voc_evaluation import evaluator_for
+from tests.real_data import real_data
 
 CLASSES = ("anchor", "star", "key")
 GROUPS = {"base": ("anchor",), "novel": ("star", "key")}
-REAL = Path(os.environ.get("RISF_REAL") or Path(os.environ.get("RISF_REFERENCE", "none")).parent / "real")
 BOX, OTHER, FAR = [10, 10, 30, 30], [50, 50, 90, 70], [60, 5, 80, 25]
 
 
@@ -234,9 +233,7 @@ def test_an_evaluator_can_be_used_again_and_changes_nothing():
 @pytest.fixture(scope="module")
 def parity():
     """The 100-image ground truth and the fake results that come with pycocotools: as it reads them, and as ours."""
-    folder = REAL / "coco_eval_parity"
-    if not folder.is_dir():
-        pytest.skip("neither RISF_REAL nor RISF_REFERENCE leads to real/coco_eval_parity")
+    folder = real_data("coco_eval_parity")
     content = json.loads((folder / "instances_val2014_100.json").read_text())
     results = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
     ids = sorted(category["id"] for category in content["categories"])

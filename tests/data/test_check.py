@@ -1,7 +1,6 @@
 """The check of a data set: planted faults of every kind are found with their ids, none in sound sets; clean copies."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from risf_core.data.coco import load_coco
 from risf_core.errors import DataError
 from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_devkit, write_pair, xml_text
-
-REAL = os.environ.get("RISF_REAL")  # folder of real data sets
+from tests.real_data import real_data
 
 
 def polygon(x: float, y: float, width: float, height: float) -> list:
@@ -327,23 +325,21 @@ def test_words_that_do_not_go_together_are_refused(tmp_path):
 # ------------------------------------------------------------ real sets
 
 
-@pytest.mark.skipif(REAL is None, reason="RISF_REAL does not name the folder of real data sets")
 def test_real_sets_have_no_problem(tmp_path):
-    folder = Path(REAL) / "coco_permissive"
+    folder = real_data("coco_permissive")
     photos = check_set(folder / "instances.json", folder / "images")
     assert photos.problems.found == [] and photos.num_decoded == 137
     for part, count in (("train", 296), ("test", 67)):
-        cards = check_set(Path(REAL) / "playing_cards" / "images" / part)
+        cards = check_set(real_data("playing_cards") / "images" / part)
         assert cards.problems.found == [] and cards.num_decoded == count
-    truth = Path(REAL) / "coco_eval_parity" / "instances_val2014_100.json"
+    truth = real_data("coco_eval_parity") / "instances_val2014_100.json"
     alone = check_set(truth)
     assert alone.problems.found == [] and len(alone.data.flat.labels) == 839 and alone.num_decoded == 0
     assert list(check_set(truth, tmp_path / "nowhere").kinds) == ["missing file"]
 
 
-@pytest.mark.skipif(REAL is None, reason="RISF_REAL does not name the folder of real data sets")
 def test_real_boxes_look_like_no_other_format_without_their_outlines(tmp_path):
-    content = json.loads((Path(REAL) / "coco_permissive" / "instances.json").read_text())
+    content = json.loads((real_data("coco_permissive") / "instances.json").read_text())
     for entry in content["annotations"]:
         del entry["segmentation"]
     (tmp_path / "a.json").write_text(json.dumps(content))

@@ -1,8 +1,6 @@
 """The published partitions and VOC's few-shot lists."""
 
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +15,7 @@ from risf_core.data.splits import (
 )
 from risf_core.errors import DataError, SplitError
 from tests.data.voc_files import write_devkit
-
-REAL = Path(os.environ.get("RISF_REFERENCE", "none")).parent / "real"
+from tests.real_data import real_data
 
 
 def test_voc_partitions_put_the_novel_classes_last():
@@ -147,13 +144,12 @@ def test_an_object_less_list_and_a_wrong_line_are_refused(voc):
 
 def test_the_3000_published_lists():
     """All seeds, shots and classes: at most K lines, ids of both years by their underscore."""
-    if not (REAL / "vocsplit").is_dir():
-        pytest.skip("RISF_REFERENCE does not point at a folder beside real/vocsplit")
+    lists = real_data("vocsplit")
     num_short = num_repeating = 0
     for seed in range(30):
         for name in VOC_CLASSES:
             for shots in (1, 2, 3, 5, 10):
-                path = voc_list_file(REAL / "vocsplit", name, shots=shots, seed=seed)
+                path = voc_list_file(lists, name, shots=shots, seed=seed)
                 ids = read_voc_list(path)
                 assert 1 <= len(ids) <= shots
                 for text, line in zip(ids, path.read_text().split(), strict=True):

@@ -1,6 +1,5 @@
 """VOC's XML files: devkits, folders, and what may be wrong in them."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from risf_core.data.loader import check_images
 from risf_core.data.voc import image_number, load_voc, load_xml_folder
 from risf_core.errors import DataError, SplitError
 from tests.data.voc_files import write_devkit, write_pair, xml_text
+from tests.real_data import real_data
 
 CLASSES = ("cat", "bird")
 
@@ -217,9 +217,7 @@ def test_wrong_folders_are_named(tmp_path):
 
 def test_real_photographs_of_playing_cards():
     """670 boxes of 363 photographs, with .JPG and .jpg mixed; the counts are those of the folder's CSV files."""
-    root = Path(os.environ.get("RISF_REFERENCE", "none")).parent / "real" / "playing_cards" / "images"
-    if not root.is_dir():
-        pytest.skip("RISF_REFERENCE does not point at a folder beside real/playing_cards")
+    root = real_data("playing_cards") / "images"
     for part, num_images in (("train", 296), ("test", 67)):
         data = load_xml_folder(root / part)
         assert len(data) == num_images
