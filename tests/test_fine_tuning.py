@@ -281,7 +281,8 @@ def test_tables_and_figure_see_the_same_cut(base, tmp_path, monkeypatch):
     assert 0 < len(before) == len(after) == (stored.scores > 0.16).sum() < len(stored)
     evaluator = evaluator_for(test, groups={"novel": test.class_names})
     assert rows["none"]["nAP"] == evaluator.evaluate(before)["nAP"]
-    assert rows["cm_clip"]["nAP"] == evaluator.evaluate(after)["nAP"] != rows["none"]["nAP"]
+    assert rows["cm_clip"]["nAP"] == evaluator.evaluate(after)["nAP"]  # of this detector both may be 0
+    assert not np.array_equal(np.sort(before.scores), np.sort(after.scores))
     for row in rows.values():
         assert row["above_thresh"] == row["num_detections"] == len(before) / len(test)
 
