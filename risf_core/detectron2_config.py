@@ -12,6 +12,7 @@ from typing import Any
 
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # blocks of res2 to res5
 DEFAULTS: dict[str, Any] = {
+    "DATALOADER.ASPECT_RATIO_GROUPING": True,
     "DATASETS.TRAIN": (),
     "INPUT.FORMAT": "BGR",
     "INPUT.MAX_SIZE_TEST": 1333,
@@ -81,7 +82,6 @@ BNRL_KEYS = {
     "background_weight": "MODEL.ROI_HEADS.BG_WEIGHT",
 }
 FIXED: dict[str, Any] = {  # the one value that our detector and its training have
-    "DATALOADER.ASPECT_RATIO_GROUPING": False,
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
     "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
     "FLOAT32_PRECISION": "",
@@ -142,7 +142,6 @@ FIXED: dict[str, Any] = {  # the one value that our detector and its training ha
     "TEST.PCB_ENABLE": False,
     "TEST.PRECISE_BN.ENABLED": False,
 }
-UNLIKE_OURS: dict[str, Any] = {"DATALOADER.ASPECT_RATIO_GROUPING": True}  # defaults that `FIXED` differs from
 WITHOUT_EFFECT = {  # a key, or the beginning of keys: why
     "a part that this detector does not have": (
         "DATASETS.PRECOMPUTED_PROPOSAL_", "DATASETS.PROPOSAL_FILES_", "INPUT.MASK_FORMAT",
@@ -174,7 +173,7 @@ class Config:
     """The flat keys of a config, and what has become of each."""
 
     def __init__(self, values: dict[str, Any]) -> None:
-        self.values = UNLIKE_OURS | values
+        self.values = values
         self.mapped: set[str] = set()
         self.not_mapped: dict[str, str] = {}
         self.unused: dict[str, str] = {}
@@ -293,6 +292,7 @@ def solver(config: Config) -> dict[str, Any]:
     steps = [step for step in (steps if isinstance(steps, list) else [steps]) if step < last]
     batch = config.take("SOLVER.IMS_PER_BATCH")
     values = {"iterations": last, "batch_size": batch, "reference_batch": batch}
+    values["group_by_aspect"] = config.take("DATALOADER.ASPECT_RATIO_GROUPING")
     values |= {"lr": float(config.take("SOLVER.BASE_LR")), "momentum": config.take("SOLVER.MOMENTUM")}
     values |= {"nesterov": config.take("SOLVER.NESTEROV"), "weight_decay": config.take("SOLVER.WEIGHT_DECAY")}
     bias_decay = config.values.get("SOLVER.WEIGHT_DECAY_BIAS")

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from risf_core.data.dataset import DetectionData
-from risf_core.data.loader import image_order, load_batch
+from risf_core.data.loader import load_batch
 from risf_core.detections import Detections
 from risf_core.detector.faster_rcnn import (
     STORED_MAX_DETECTIONS,
@@ -27,7 +27,7 @@ from risf_core.detector.roi_heads import BoxPredictor, SampledRoIs, label_rois, 
 from risf_core.errors import CheckpointError
 from risf_core.params import SolverParams
 from risf_core.progress import progress
-from risf_core.training import batches_by_iteration, fit
+from risf_core.training import fit, image_batches
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def train_box_head(
     detector.set_trainable("box_head")
     detector.train()
     regions, device = label_regions(cache, data), detector.pixel_mean.device
-    batches = batches_by_iteration(image_order(len(data), solver.batch_size, seed=seed))
+    batches = image_batches(data, solver, seed=seed)
 
     def step(iteration: int) -> dict[str, Tensor]:
         indices = batches(iteration)

@@ -103,6 +103,10 @@ class SolverParams(Strictly):
 
     iterations: Count = Field(1200, description="steps")
     batch_size: Count = Field(8, description="images a step")
+    group_by_aspect: bool = Field(
+        False,
+        description="wide images and others in steps of their own, as detectron2 has them: less padding",
+    )
     lr: float = Field(0.02, gt=0, le=10, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = True

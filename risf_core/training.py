@@ -234,6 +234,12 @@ def batches_by_iteration(order: Iterator) -> Callable[[int], list[int]]:
     return batch
 
 
+def image_batches(data: DetectionData, solver: SolverParams, *, seed: int) -> Callable[[int], list[int]]:
+    """The positions of each iteration's images; wide ones and others apart where the solver says so."""
+    groups = [image.width > image.height for image in data.images] if solver.group_by_aspect else None
+    return batches_by_iteration(image_order(len(data), solver.batch_size, seed=seed, groups=groups))
+
+
 def train_detector(
     detector: FasterRCNN,
     data: DetectionData,
@@ -249,7 +255,7 @@ def train_detector(
         The loss curve (see ``fit``).
     """
     images = ImageCache()
-    batches = batches_by_iteration(image_order(len(data), solver.batch_size, seed=seed))
+    batches = image_batches(data, solver, seed=seed)
     detector.train()
 
     def step(iteration: int) -> dict[str, Tensor]:

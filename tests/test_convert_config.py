@@ -94,10 +94,8 @@ def project(tmp_path, monkeypatch):
 
 
 def named(made) -> set[str]:
-    """Keys that are not mapped, less the one default of detectron2's that is never ours."""
-    grouping = {"DATALOADER.ASPECT_RATIO_GROUPING"}
-    assert grouping <= {*made.not_mapped, *made.without_effect}
-    return set(made.not_mapped) - grouping
+    """Keys that are not mapped."""
+    return set(made.not_mapped)
 
 
 def test_fine_tuning_takes_every_number_of_file_base_and_defaults(configs):
@@ -119,6 +117,7 @@ def test_fine_tuning_takes_every_number_of_file_base_and_defaults(configs):
     assert values["cm_clip"] == {"c": 0.6, "score_thresh": 0.05, "label_spaces": ["novel+background"]}
     solver = SolverParams.model_validate(values["solver"])
     assert (solver.iterations, solver.milestones, solver.warmup) == (6000, (4800,), 0)
+    assert solver.group_by_aspect  # detectron2's default
     assert (solver.batch_size, solver.reference_batch, solver.lr, solver.weight_decay) == (12, 12, 0.03, 1e-4)
     assert (solver.momentum, solver.nesterov, solver.clip_norm, solver.precision) == (
         0.9,
@@ -253,7 +252,7 @@ def test_one_command_writes_a_valid_params_file(configs, project, capsys):
     target = project / "params" / "coco" / "20_fine_tuning.gfsod_5shot.yaml"
     printed = capsys.readouterr().out
     assert "NOT MAPPED MODEL.WEIGHTS" in printed and "OUTPUT_DIR: changes no number" in printed
-    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 2 keys" in printed
+    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 1 keys" in printed
     text = target.read_text()
     assert "# NOT MAPPED MODEL.WEIGHTS" in text and "trains under this name is ce_bg" in text
     params = load_run(target).params
@@ -284,7 +283,7 @@ def test_whole_config_of_the_released_code_is_accounted_for():
     values = made.values
     assert (values["setting"], values["shots"], values["seeds"]) == ("fsod", 10, [0])
     assert values["head"]["roi_gradient_scale"] == 0.01 and values["losses"] == ["bnrl", "ce_bg"]
-    expected = {"MODEL.WEIGHTS", "SEED", "DATALOADER.ASPECT_RATIO_GROUPING"}
+    expected = {"MODEL.WEIGHTS", "SEED"}
     assert set(made.not_mapped) == expected
     config = convert_config.Config(flat_keys(read_config(Path(REFERENCE) / "model_r101_quarter_cfg.yaml")))
     detector = DetectorParams.model_validate(convert_config.detector(config))

@@ -76,7 +76,7 @@ def test_fine_tuning_has_the_published_schedule(profile, setting, shots):
     assert (solver.iterations, solver.milestones, solver.batch_size) == (last, (decay,), 16)
     assert (solver.lr, solver.gamma, solver.warmup, solver.schedule) == (0.01, 0.1, 0, "multistep")
     assert (solver.momentum, solver.nesterov, solver.weight_decay) == (0.9, False, 5e-5)
-    assert (solver.clip_norm, solver.precision) == (None, "fp32")
+    assert (solver.clip_norm, solver.precision, solver.group_by_aspect) == (None, "fp32", True)
     published = published_detector(101, data=profile, fine_tuning=True)
     assert params.head.cls_dropout == published.cls_dropout == 0.8
     assert params.head.roi_gradient_scale == FINE_TUNING_GRADIENT_SCALE[profile]

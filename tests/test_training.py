@@ -1,12 +1,16 @@
-"""The training loop: schedules, resuming, refusing bad losses."""
+"""The training loop: schedules, resuming, the images of a step, refusing bad losses."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.errors import CheckpointError, RisfError
 from risf_core.params import SolverParams
-from risf_core.training import fit, make_optimizer
+from risf_core.training import fit, image_batches, make_optimizer
 
 SOLVER = SolverParams(
     iterations=12, batch_size=4, lr=0.1, weight_decay=0.0, precision="fp32", checkpoint_every=5
@@ -112,3 +116,20 @@ def test_schedules():
     assert warm[0] == pytest.approx(0.001) and warm[5] == 1.0 and warm[2] < warm[3]
     cycle = rates(schedule="onecycle")
     assert max(cycle) == pytest.approx(1.0, abs=0.02) and cycle[-1] < 0.01
+
+
+def test_a_step_has_wide_images_or_others_where_the_solver_says_so():
+    shapes = [(40, 30), (30, 40), (30, 30), (50, 20), (41, 40)]  # (width, height)
+    none = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
+    images = [
+        ImageRecord(n, Path(f"{n}.png"), height, width, *none) for n, (width, height) in enumerate(shapes)
+    ]
+    data = DetectionData("data", ("cat",), (1,), tuple(images))
+
+    def kinds(**options):
+        batches = image_batches(data, SolverParams(batch_size=2, **options), seed=0)
+        return [{shapes[image][0] > shapes[image][1] for image in batches(step)} for step in range(20)]
+
+    apart = kinds(group_by_aspect=True)
+    assert {True} in apart and {False} in apart and {True, False} not in apart
+    assert {True, False} in kinds()

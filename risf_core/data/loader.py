@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +101,20 @@ class ImageCache:
         return image
 
 
-def image_order(num_images: int, batch_size: int, *, seed: int) -> Iterator[list[int]]:
+def image_order(
+    num_images: int, batch_size: int, *, seed: int, groups: Sequence[Hashable] | None = None
+) -> Iterator[list[int]]:
     """Yield batches of image positions without end: all images in a new random order, again and again.
 
     Batches are always full: they run across the end of a pass, so a small data set may have an image twice
     in one.
+
+    Args:
+        num_images: Number of images.
+        batch_size: Images of a batch.
+        seed: Seed of the order.
+        groups: A group for each image; a batch has images of one group, and comes when so many of it have come. None:
+            all are of one.
 
     Raises:
         DataError: If there is no image (at the first batch).
@@ -114,12 +124,13 @@ def image_order(num_images: int, batch_size: int, *, seed: int) -> Iterator[list
             f"cannot draw batches of {batch_size} from {num_images} images. Expected at least one of each."
         )
     generator = torch.Generator().manual_seed(seed)
-    waiting: list[int] = []
+    waiting: defaultdict[Hashable, list[int]] = defaultdict(list)
     while True:
-        while len(waiting) < batch_size:
-            waiting += torch.randperm(num_images, generator=generator).tolist()
-        batch, waiting = waiting[:batch_size], waiting[batch_size:]
-        yield batch
+        for image in torch.randperm(num_images, generator=generator).tolist():
+            group = groups[image] if groups is not None else None
+            waiting[group].append(image)
+            if len(waiting[group]) == batch_size:
+                yield waiting.pop(group)
 
 
 def load_batch(

@@ -79,6 +79,19 @@ def test_order_takes_every_image_once_in_each_pass():
     assert [len(batch) for batch in islice(image_order(2, 5, seed=1), 3)] == [5, 5, 5]
 
 
+def test_batches_are_of_one_group_and_come_when_they_are_full():
+    groups = ["wide", "tall", "wide", "wide", "tall"]
+    batches = list(islice(image_order(5, 2, seed=0, groups=groups), 9))
+    assert all(groups[first] == groups[second] for first, second in batches)
+    # the first pass has two full pairs; its third wide image waits and leads the next wide pair
+    assert {groups[pair[0]] for pair in batches[:2]} == {"wide", "tall"}
+    shown = {image for pair in batches[:2] for image in pair}
+    (left,) = set(range(5)) - shown
+    assert next(pair for pair in batches[2:] if groups[pair[0]] == "wide")[0] == left
+    # two passes have 10 images: every one stands twice in the 5 pairs that they fill
+    assert all(sum(pair.count(image) for pair in batches[:5]) == 2 for image in range(5))
+
+
 def test_order_leaves_the_global_generator_alone_and_needs_an_image():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
