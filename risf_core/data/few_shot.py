@@ -201,8 +201,8 @@ def load_few_shot(
                 f"{path}: has boxes of class {others[0]!r}. Expected boxes of {class_name!r} alone."
             )
         part = part.select_classes([class_name])
-        if part.counts()[class_name] < shots:
-            logger.warning("%s has %d boxes, fewer than K = %d", path, part.counts()[class_name], shots)
+        if (count := part.counts()[class_name]) != shots:
+            logger.warning("%s has %d boxes, not K = %d; all are kept, as published", path, count, shots)
         parts.append(part)
     _check_image_ids(parts, root)
     return merge_images(parts, name=f"{root.name}, {shots} shots, seed {seed}", class_names=class_names)

@@ -136,6 +136,17 @@ def test_seed_0_is_found_in_the_root_too(tmp_path):
         load_few_shot(root, tmp_path, shots=1, seed=1, class_names=["cat"])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_given_files_with_another_number_of_boxes_are_kept_and_said(tmp_path, caplog, count):
+    path = few_shot_file(tmp_path / "splits", "cat", shots=2, seed=1)
+    path.parent.mkdir(parents=True)
+    boxes = [box_entry(n, 1, 3, (n, 5, 9, 9)) for n in range(1, count + 1)]
+    write_files(tmp_path, [image_entry(1)], boxes, name=path.relative_to(tmp_path).as_posix())
+    data = load_few_shot(tmp_path / "splits", tmp_path, shots=2, seed=1, class_names=["cat"])
+    assert data.counts() == {"cat": count}
+    assert f"{path.name} has {count} boxes, not K = 2; all are kept, as published" in caplog.text
+
+
 def test_missing_draws_say_what_there_is(tmp_path):
     root = drawn_files(tmp_path)
     with pytest.raises(SplitError, match=r"5shot_cat.*seeds \[3\] and shots 1"):
