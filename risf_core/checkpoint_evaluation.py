@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from risf_core.cm_clip import encode_detections
+from risf_core.cm_clip import CMCLIP, encode_detections
 from risf_core.data.benchmark import open_benchmark
 from risf_core.data.dataset import DetectionData, check_class_list
 from risf_core.data.user_benchmark import open_test_images
@@ -153,8 +153,11 @@ def evaluate_checkpoint(params: EvaluateParams, run) -> list[dict]:
         of the head, over base (b) and novel (n) ones (None where it has none of them), and of each class.
     """
     test = open_test_set(params.data, split=params.split)
+    clip = _open_clip(
+        params, run, test
+    )  # what is missing is better missed before hours of detection than after
     found = stored_detections(params, run, test)
-    similarities = stored_similarities(params, run, test, found)
+    similarities = stored_similarities(params, run, test, found, clip)
     cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
     found, similarities = cut(found, similarities, **cuts)
     results = {"none": found}
@@ -184,18 +187,27 @@ def stored_detections(params: EvaluateParams, run, test: TestSet) -> Detections:
     return Detections.load(path)
 
 
-def stored_similarities(params: EvaluateParams, run, test: TestSet, found: Detections) -> Similarities | None:
-    """Cosines of the detections' crops, one row for each: read or made; None without a CLIP."""
+def _open_clip(params: EvaluateParams, run, test: TestSet) -> CMCLIP | None:
+    """CM-CLIP where there is one and its cosines are not stored yet."""
+    if params.clip is None or (run.dir / "similarities.npz").exists():
+        return None
+    _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
+    return build_cm_clip(clip, test, params.cm_clip)
+
+
+def stored_similarities(
+    params: EvaluateParams, run, test: TestSet, found: Detections, clip: CMCLIP | None
+) -> Similarities | None:
+    """Cosines of the detections' crops, one row for each: read, or made by `clip`; None without a CLIP."""
     if params.clip is None:
         return None
     _check_rescored(params, found.class_names, test)
     path = run.dir / "similarities.npz"
     if not path.exists():
-        _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
         encode_detections(
             found,
             test.data,
-            build_cm_clip(clip, test, params.cm_clip),
+            clip,
             score_thresh=params.cm_clip.score_thresh,
             rescored_classes=test.novel_names,
             desc="encoding crops",
