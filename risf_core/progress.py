@@ -58,6 +58,7 @@ def show_log() -> None:
     if "ipykernel" not in sys.modules or package.handlers:
         return
     package.setLevel(logging.INFO)
+    package.propagate = False  # a library may give the root logger a handler, which would say all of it again
     handlers = [logging.StreamHandler()]
     if os.environ.get("RISF_LOG"):
         handlers[0].setLevel(logging.WARNING)

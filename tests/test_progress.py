@@ -85,6 +85,7 @@ def package_log(monkeypatch):
     log = logging.getLogger("risf_core")
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "level", logging.NOTSET)
+    monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setitem(sys.modules, "ipykernel", object())
     yield log
     log.setLevel(logging.NOTSET)
@@ -103,8 +104,10 @@ def test_what_is_logged_reaches_the_log_file_and_warnings_the_notebook(
     assert capsys.readouterr().err == "fewer than K\n"
 
 
-def test_by_hand_what_is_logged_reaches_the_notebook(monkeypatch, capsys, package_log):
+def test_by_hand_what_is_logged_reaches_the_notebook_once(monkeypatch, capsys, package_log):
+    """Also where a library has given the root logger a handler of its own."""
     monkeypatch.delenv("RISF_LOG", raising=False)
     show_log()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
     logging.getLogger("risf_core.data.left_out").info("3 crowd regions are no targets")
     assert capsys.readouterr().err == "3 crowd regions are no targets\n"
