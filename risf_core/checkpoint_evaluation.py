@@ -9,7 +9,9 @@ from pathlib import Path
 from risf_core.cm_clip import CMCLIP, encode_detections
 from risf_core.data.benchmark import open_benchmark
 from risf_core.data.dataset import DetectionData, check_class_list
+from risf_core.data.splits import voc_partition
 from risf_core.data.user_benchmark import open_test_images
+from risf_core.data.voc_benchmark import evaluation_of, load_voc_test
 from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
 from risf_core.detector.build import build_detector
@@ -49,12 +51,14 @@ class LoadedDetector:
 
 
 def open_test_set(data: Data, *, split: int = 1) -> TestSet:
-    """The test images of a data set; where they are the user's own, no training image and no few-shot set is needed.
+    """The test images of a data set; where it names them, no training image and no few-shot set need be there.
 
     Raises:
         DataError: If annotations or images are wrong.
         SplitError: If the base/novel partition is impossible.
     """
+    if data.source == "voc":
+        return TestSet(load_voc_test(data, split), *voc_partition(split), evaluation=evaluation_of(data))
     named = open_test_images(data) if data.source in ("coco", "xml") else None
     if named is not None:
         return TestSet(*named)

@@ -40,6 +40,8 @@ class PictogramData(Strictly):
         """None: the world follows from the parameters."""
         return ()
 
+    test_files = files
+
 
 class DrawnShots(Strictly):
     """K-shot sets drawn here, by TFA's rule, and written in the published layout."""
@@ -126,6 +128,10 @@ class CocoData(UserData):
         files = (self.annotations, self.test_annotations, *self.few_shot.files(self.shots, self.num_seeds))
         return tuple(name for name in files if name is not None)
 
+    def test_files(self) -> tuple[str, ...]:
+        """Those that decide the test images alone."""
+        return self.files() if self.test_annotations is None else (self.test_annotations,)
+
     @model_validator(mode="after")
     def _enough_is_named(self) -> Self:
         files = self.few_shot.kind == "files"
@@ -155,6 +161,10 @@ class XmlData(UserData):
         names = (self.annotations or self.images, test, *self.few_shot.files(self.shots, self.num_seeds))
         return tuple(name for name in names if name is not None)
 
+    def test_files(self) -> tuple[str, ...]:
+        """Those that decide the test images alone."""
+        return self.files() if self.test_images is None else (self.test_annotations or self.test_images,)
+
     @model_validator(mode="after")
     def _test_images_are_named(self) -> Self:
         if self.test_annotations is not None and self.test_images is None:
@@ -181,11 +191,16 @@ class VocData(Strictly):
 
     def files(self) -> tuple[str, ...]:
         """The folders of the annotations, image sets and lists."""
-        years = [folder for folder in (self.voc2007, self.voc2012) if folder is not None]
-        return (
-            *(f"{year}/{sub}" for year in years for sub in ("Annotations", "ImageSets/Main")),
-            self.splits,
-        )
+        of_2012 = () if self.voc2012 is None else _devkit_files(self.voc2012)
+        return (*self.test_files(), *of_2012, self.splits)
+
+    def test_files(self) -> tuple[str, ...]:
+        """Those of 2007, which has the test images."""
+        return _devkit_files(self.voc2007)
+
+
+def _devkit_files(folder: str) -> tuple[str, ...]:
+    return f"{folder}/Annotations", f"{folder}/ImageSets/Main"
 
 
 def _default_source(value: Any) -> Any:

@@ -33,6 +33,7 @@ ARMS = ("kshot", "missing", "full", "clean")
 Arm = Literal["kshot", "missing", "full", "clean"]
 LabelSpace = Literal["novel+background", "novel+base+background"]
 Precision = Literal["auto", "fp32", "bf16"]
+MetricName = Annotated[str, Field(pattern=r"^[bn]?AP(50|75)?$")]
 ScoreThresh = Annotated[
     float, Field(ge=0, le=1, description="detections at or below it do not count; published: 0.05")
 ]
@@ -184,6 +185,10 @@ class NotebookParams(Strictly):
     def user_files(self) -> tuple[str, ...]:
         """Paths of the user's own code that the run executes; their content is part of the run's identity."""
         return ()
+
+    def data_files(self) -> tuple[str, ...]:
+        """Annotation files, and folders of them, that the run reads; their content is part of its state."""
+        return self.data.files()
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> Self:
@@ -455,13 +460,16 @@ class EvaluateParams(NotebookParams):
     engine: Literal["pycocotools", "faster-coco-eval"] = Field(
         "pycocotools", description="of COCO's metric; both give the same numbers"
     )
-    published: dict[str, float] = Field({}, description="numbers to compare with, such as {nAP: 18.5}")
+    published: dict[MetricName, float] = Field({}, description="to compare with, such as {nAP: 18.5}")
 
     def label(self) -> str:
         return f"evaluate-split{self.split}"
 
     def user_files(self) -> tuple[str, ...]:
         return (self.checkpoint.path,) if self.checkpoint.path else ()
+
+    def data_files(self) -> tuple[str, ...]:
+        return self.data.test_files()
 
 
 class AblationCParams(NotebookParams):

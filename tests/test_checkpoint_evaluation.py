@@ -143,6 +143,12 @@ def test_a_checkpoint_has_one_source(wrong):
         CheckpointSource(**wrong)
 
 
+def test_a_published_number_is_one_of_a_metric(params):
+    assert params(published={"nAP": 18.5, "bAP50": 60, "AP75": 1.0}).published["bAP50"] == 60
+    with pytest.raises(ValueError, match="published"):
+        params(published={"mAP": 18.5})
+
+
 def test_stored_files_are_not_made_again_and_base_heads_are_not_rescored(params, run, monkeypatch, tmp_path):
     def never(*args, **kwargs):
         raise AssertionError("the detector was run")

@@ -125,6 +125,19 @@ def test_fewer_gpus_are_one_parameter():
     assert (base.warmup, base.lr) == (400, 0.005)
 
 
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("coco", ["coco/cocosplit/datasplit/5k.json"]),
+        ("voc", ["VOCdevkit/VOC2007/Annotations", "VOCdevkit/VOC2007/ImageSets/Main"]),
+    ],
+)
+def test_a_checkpoint_needs_the_files_of_the_test_images_alone(profile, expected):
+    params = load(profile, "21_evaluate.gfsod")
+    assert params.data_files() == tuple(f"data/{name}" for name in expected)
+    assert set(params.data_files()) < set(load(profile, "10_base_training").data_files())
+
+
 # --- the grid -------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +206,15 @@ def test_heads_hold_table_source_expected_numbers_and_hours(profile, setting, sh
     )  # what fine_tuning.yaml says it is made of
     shared = head(folder / "fine_tuning.yaml")
     assert "Hardware: one GPU" in shared and "(estimate, from the 0.619 s a step" in shared
+
+
+def test_every_other_head_names_table_expectation_and_hardware():
+    for profile in BASE:
+        for path in (ROOT / "params" / profile).glob("[123]*.yaml"):
+            words = ["Feeds the table", "Expected"]
+            words += [] if path.name.startswith("20_") else ["Hardware: ", "(estimate"]
+            assert all(word in head(path) for word in words), path
+        assert "(estimate" in head(ROOT / "params" / profile / "runs.yaml")
 
 
 def test_commands_in_heads_are_those_of_their_files():

@@ -16,7 +16,7 @@ from risf_core.detections import Similarities
 from risf_core.detector.checkpoints import HEAD
 from risf_core.errors import CheckpointError
 from risf_core.runs.run_specs import load_run
-from risf_core.runs.state import digest
+from risf_core.runs.state import data_hash, digest
 from risf_core.tables import gfsod_table, main_table
 
 from .test_ablations import _Rows
@@ -129,6 +129,16 @@ def test_profile_runs_from_base_training_to_tables(profile, tmp_path, monkeypatc
             evaluate_checkpoint(wrong, project.run(f"{setting}-wrong"))
         if setting == "fsod":
             fsod, swept = rows, ablate_c(project.params("30_ablation_c"), project.run("c", run))
+    for name in (
+        "coco/trainval2014",
+        "coco/cocosplit/datasplit/trainvalno5k.json",
+        "VOCdevkit/VOC2012",
+        "vocsplit",
+    ):
+        if (path := tmp_path / "data" / name).exists():
+            path.rename(path.with_name("away"))  # evaluation of a checkpoint needs the test images alone
+    again = evaluate_checkpoint(evaluation, project.run("without-training-images"))
+    assert [numbers(row) for row in again] == [numbers(row) for row in rows[:2]] and data_hash(evaluation)
     assert max(row["nAP50"] for row in fsod) > 0  # else the comparisons above would hold of anything
     for rescoring, c in (("none", 1.0), ("cm_clip", 0.7)):
         own = [row["nAP"] for row in fsod if row["rescoring"] == rescoring]

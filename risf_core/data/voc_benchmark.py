@@ -28,13 +28,12 @@ def open_voc(data: VocData, split: int) -> Benchmark:
     voc2012 = None if data.voc2012 is None else project_path(data.voc2012)
     trainval = [(folder, "trainval") for folder in (voc2007, voc2012) if folder is not None]
     name = f"VOC split {split}"
-    class_names = (*base_names, *novel_names)
     folders = {"voc2007": voc2007, "voc2012": voc2012, "lists": project_path(data.splits)}
     return Benchmark(
         name=name,
         base_names=base_names,
         novel_names=novel_names,
-        test=load_voc([(voc2007, "test")], class_names=class_names, name=f"{name} test"),
+        test=load_voc_test(data, split),
         arms=("kshot", "clean"),
         shots=tuple(data.shots),
         num_seeds=data.num_seeds,
@@ -43,8 +42,20 @@ def open_voc(data: VocData, split: int) -> Benchmark:
         load_shots=partial(_load_shots, folders, base_names, novel_names, data.seed),
         is_exact=False,
         is_nested=False,
-        evaluation={"metric": data.metric, "rounding": data.rounding},
+        evaluation=evaluation_of(data),
     )
+
+
+def load_voc_test(data: VocData, split: int) -> DetectionData:
+    """The test images of 2007, base classes first; nothing else need be there."""
+    base_names, novel_names = voc_partition(split)
+    folder, name = project_path(data.voc2007), f"VOC split {split} test"
+    return load_voc([(folder, "test")], class_names=(*base_names, *novel_names), name=name)
+
+
+def evaluation_of(data: VocData) -> dict[str, str]:
+    """Options of `risf_core.voc_evaluation.evaluator_for`."""
+    return {"metric": data.metric, "rounding": data.rounding}
 
 
 def _load_shots(

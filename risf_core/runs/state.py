@@ -39,7 +39,7 @@ def params_hash(params: NotebookParams) -> str:
 
 def missing_files(params: NotebookParams) -> list[Path]:
     """The user's own files, annotation files and folders that the parameters name and that are not there."""
-    names = (*params.user_files(), *params.data.files())
+    names = (*params.user_files(), *params.data_files())
     return [path for path in map(project_path, names) if not path.exists()]
 
 
@@ -62,7 +62,7 @@ def data_hash(params: NotebookParams) -> str:
     Raises:
         DataError: If an annotation file or folder is missing.
     """
-    paths = {name: project_path(name) for name in params.data.files()}
+    paths = {name: project_path(name) for name in params.data_files()}
     for path in paths.values():
         if not path.exists():
             raise DataError(f"{path}: no such annotation file or folder; correct the path under data.")
