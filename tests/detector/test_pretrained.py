@@ -113,6 +113,19 @@ def test_torchvision_weights_give_torchvision_features(tmp_path):
         assert torch.allclose(detector.roi_heads.res5(res4), res5, atol=1e-4 * float(res5.abs().max()))
 
 
+@pytest.mark.parametrize("depth", [50, 101])
+def test_torchvision_names_every_weight_of_the_backbone(depth):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None).state_dict()
+        ours = FasterRCNN(published_detector(depth, weights="torchvision"), 2).state_dict()
+    named = {detector_key(key): value.shape for key, value in theirs.items() if "num_batches" not in key}
+    assert set(named) - set(ours) == {"fc.weight", "fc.bias"}
+    body = {
+        key: value.shape for key, value in ours.items() if key.startswith(("backbone.", "roi_heads.res5."))
+    }
+    assert {key: named[key] for key in named if key in ours} == body
+
+
 @pytest.mark.parametrize("kind", ["pickle of arrays", "torch file"])
 def test_detectron2_backbone_names(tmp_path, kind):
     """The form in which detectron2 keeps converted ImageNet weights: no prefix, an author."""
