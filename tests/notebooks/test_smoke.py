@@ -111,6 +111,7 @@ PICTURES = {
     "10_base_training": 2,  # scenes, curves
     "12_tiny_clip": 2,  # curve, confusion
     "20_fine_tuning": 2,  # K-shot images, before and after re-scoring
+    "21_evaluate": 1,
     "30_ablation_c": 1,
     "31_ablation_bnrl": 3,  # the loss's shape, two heat maps
     "32_clip_backbones": 1,
@@ -232,6 +233,20 @@ def test_20_fine_tuning(smoke):
             values = [row["per_class"][name]["AP"] for name in names]
             mean = np.mean([value for value in values if value is not None])
             assert row[f"{group}AP"] == pytest.approx(mean)
+
+
+def test_21_evaluate_finds_what_base_training_recorded(smoke):
+    """The same detector, images and cut, so the same numbers; the head has no novel class."""
+    record, base = smoke.record("21_evaluate"), smoke.record("10_base_training")["metrics"]
+    (row,) = record["rows"]
+    for name in ("AP", "AP50", "AP75", "bAP", "bAP50", "bAP75", "per_class", "num_detections"):
+        assert row[name] == base[name], name
+    assert (row["rescoring"], row["nAP"], row["nAP50"]) == ("none", None, None)
+    found = Detections.load(smoke.artifacts(record) / "detections.npz")
+    assert set(found.class_names) == set(CLASSES) - set(SPLITS[1])
+    assert row["num_detections"] * 24 == found.counting(score_thresh=0.05, max_per_image=100).sum()
+    table = smoke.table("evaluation")
+    assert table["run_id"].unique().tolist() == [record["run_id"]] and len(table) == 9
 
 
 def _by_cell(rows: list[dict]) -> dict[tuple, tuple]:
