@@ -20,7 +20,7 @@ from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.pretrained import load_pretrained
 from risf_core.detector.weight_files import find_weights, read_weight_file
 from risf_core.errors import CheckpointError, ParamsError
-from risf_core.fine_tuning import build_cm_clip, cut, open_clip_source, rescored
+from risf_core.fine_tuning import build_cm_clip, open_clip_source, results_by_rescoring
 from risf_core.params import CheckpointSource, Data, DetectorParams, EvaluateParams
 from risf_core.runs.yaml_files import project_path
 from risf_core.voc_evaluation import evaluator_for
@@ -163,10 +163,7 @@ def evaluate_checkpoint(params: EvaluateParams, run) -> list[dict]:
     found = stored_detections(params, run, test)
     similarities = stored_similarities(params, run, test, found, clip)
     cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
-    found, similarities = cut(found, similarities, **cuts)
-    results = {"none": found}
-    if similarities is not None:
-        results |= rescored(found, similarities, test, params.cm_clip)
+    results = results_by_rescoring(found, similarities, test, params.cm_clip, **cuts)
     evaluator = evaluator_for(
         test.data,
         groups={"base": test.base_names, "novel": test.novel_names},

@@ -227,6 +227,22 @@ def cut(
     return detections.keep(counts), None if similarities is None else similarities.keep(counts)
 
 
+def results_by_rescoring(
+    detections: Detections,
+    similarities: Similarities | None,
+    benchmark: Benchmark,
+    cm_clip: CmClipParams,
+    *,
+    score_thresh: float,
+    max_detections: int = MAX_DETECTIONS,
+) -> dict[str, Detections]:
+    """The detections that count after `cut`, with the scores of the detector (``none``) and of each label space."""
+    limits = {"score_thresh": score_thresh, "max_detections": max_detections}
+    counting, beside = cut(detections, similarities, **limits)
+    results = {"none": counting}
+    return results if beside is None else results | dict(rescored(counting, beside, benchmark, cm_clip))
+
+
 def cell_name(seed: int, arm: str, loss: str) -> str:
     """File name (without ending) of a cell's stored detections."""
     return f"seed{seed}-{arm}-{loss.replace(':', '_')}"
@@ -241,7 +257,7 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
     Returns:
         All rows: one per cell and re-scoring (``none``, ``cm_clip``, ``cm_clip_wide``), AP in percent.
     """
-    context = open_context(params, run)
+    losses, context = _losses_by_name(params), open_context(params, run)
     options = context.benchmark.evaluation
     evaluator = evaluator_for(context.test, groups=context.groups(), max_dets=MAX_DETECTIONS, **options)
     clip, images, last = None, ImageCache(), "none"
@@ -249,56 +265,66 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         _, loaded = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
         clip = build_cm_clip(loaded, context.benchmark, params.cm_clip)
         last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]]
-    names = {loss_name(spec): spec for spec in params.losses}
-    if len(names) < len(params.losses):
-        raise ParamsError(f"losses {list(params.losses)} share a name in tables; rename one of the functions")
-    functions = {name: get_loss(spec, **params.bnrl.model_dump()) for name, spec in names.items()}
-    cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in names]
+    novel, rescored_above = context.benchmark.novel_names, params.cm_clip.score_thresh
+    cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in losses]
     for seed, arm, loss in progress(cells, desc="cells", total=len(cells)):
         key = {"split": params.split, "shots": params.shots, "setting": params.setting}
         key |= {"seed": seed, "arm": arm, "loss": loss}
         if run.rows.done(**key, rescoring=last):
             continue
-        weights = run.dir / "weights" / f"{cell_name(seed, arm, loss)}.pth" if params.keep_weights else None
-        options = {"trainable": params.trainable, "cached": params.cached, "weights": weights}
-        options["label"] = f"fine-tuning with {loss}"
-        found, curve = fine_tune(context, functions[loss], seed=seed, arm=arm, **options)
-        draw = context.few_shot(seed, arm)
-        left_out = left_out_of_training(draw, draw)
-        found.save(run.dir / "detections" / f"{cell_name(seed, arm, loss)}.npz")
+        found, facts = _tune_cell(context, params, run, losses[loss], seed=seed, arm=arm, loss=loss)
         similarities = None
         if clip is not None:
-            similarities = encode_detections(
-                found,
-                context.test,
-                clip,
-                score_thresh=params.cm_clip.score_thresh,
-                rescored_classes=context.benchmark.novel_names,
-                cache=images,
-            )
+            options = {"score_thresh": rescored_above, "rescored_classes": novel, "cache": images}
+            similarities = encode_detections(found, context.test, clip, **options)
             similarities.save(run.dir / "similarities" / f"{cell_name(seed, arm, loss)}.npz")
-        found, similarities = cut(found, similarities, score_thresh=params.score_thresh)
-        results = {"none": found}
-        if similarities is not None:
-            results |= rescored(found, similarities, context.benchmark, params.cm_clip)
-        above = int(rescored_rows(found, context.benchmark.novel_names, params.cm_clip.score_thresh).sum())
+        cuts = {"score_thresh": params.score_thresh}
+        results = results_by_rescoring(found, similarities, context.benchmark, params.cm_clip, **cuts)
+        above = int(rescored_rows(results["none"], novel, rescored_above).sum())
+        facts["above_thresh"] = above / len(context.test)
         for rescoring, detections in results.items():
             # a kill may have come between the rows of a cell
             if not run.rows.done(**key, rescoring=rescoring):
-                values = {"above_thresh": above / len(context.test), "final_loss": curve[-1]["loss"]}
-                values["left_out"] = left_out
-                run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | values)
+                run.rows.add(key | {"rescoring": rescoring}, evaluator.evaluate(detections) | facts)
     return run.rows.as_list()
 
 
+def _losses_by_name(params: FineTuningParams) -> dict[str, Loss]:
+    """The loss functions by their names in tables."""
+    names = {loss_name(spec): spec for spec in params.losses}
+    if len(names) < len(params.losses):
+        raise ParamsError(f"losses {list(params.losses)} share a name in tables; rename one of the functions")
+    return {name: get_loss(spec, **params.bnrl.model_dump()) for name, spec in names.items()}
+
+
+def _tune_cell(
+    context: FewShotContext, params: FineTuningParams, run, function: Loss, *, seed: int, arm: str, loss: str
+) -> tuple[Detections, dict]:
+    """Fine-tune and store the detections of one cell; also what its rows say of the training."""
+    name = cell_name(seed, arm, loss)
+    found, curve = fine_tune(
+        context,
+        function,
+        seed=seed,
+        arm=arm,
+        trainable=params.trainable,
+        cached=params.cached,
+        weights=run.dir / "weights" / f"{name}.pth" if params.keep_weights else None,
+        label=f"fine-tuning with {loss}",
+    )
+    found.save(run.dir / "detections" / f"{name}.npz")
+    draw = context.few_shot(seed, arm)
+    return found, {"final_loss": curve[-1]["loss"], "left_out": left_out_of_training(draw, draw)}
+
+
 def stored_before_after(params: FineTuningParams, run) -> tuple[Detections, Detections, DetectionData] | None:
-    """What counts of the first cell, before and after CM-CLIP (paper setting), and the test data; None without CLIP."""
+    """What counts of the first cell before and after CM-CLIP (first label space), and the test data; else None."""
     if params.clip is None:
         return None
     name = cell_name(params.seeds[0], params.arms[0], loss_name(params.losses[0]))
     benchmark = open_benchmark(params.data, split=params.split)
     found = Detections.load(run.dir / "detections" / f"{name}.npz")
     similarities = Similarities.load(run.dir / "similarities" / f"{name}.npz")
-    found, similarities = cut(found, similarities, score_thresh=params.score_thresh)
-    after = dict(rescored(found, similarities, benchmark, params.cm_clip))["cm_clip"]
-    return found, after, benchmark.test.select_classes(found.class_names)
+    cuts = {"score_thresh": params.score_thresh}
+    before, after, *_ = results_by_rescoring(found, similarities, benchmark, params.cm_clip, **cuts).values()
+    return before, after, benchmark.test.select_classes(found.class_names)
