@@ -49,13 +49,19 @@ class LogFile(logging.Handler):
         log_line(self.format(record))
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; that ipykernel is imported does not make it one."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return hasattr(shell, "kernel")
+
+
 def show_log() -> None:
     """Let the reader of a notebook see what the package logs: what was left out, dropped, restored.
 
     Under the launcher everything goes to its log file, and warnings to the notebook too; by hand all goes there.
     """
     package = logging.getLogger("risf_core")
-    if "ipykernel" not in sys.modules or package.handlers:
+    if not in_notebook() or package.handlers:
         return
     package.setLevel(logging.INFO)
     package.propagate = False  # a library may give the root logger a handler, which would say all of it again
@@ -116,11 +122,10 @@ class Progress(Generic[T]):
     @contextmanager
     def _open_bar(self) -> Iterator[Any]:
         """A tqdm bar (a widget in a live notebook), or None where nobody watches."""
-        in_notebook = "ipykernel" in sys.modules
-        if os.environ.get("RISF_LOG") or not (in_notebook or sys.stderr.isatty()):
+        if os.environ.get("RISF_LOG") or not (in_notebook() or sys.stderr.isatty()):
             yield None
             return
-        if in_notebook:
+        if in_notebook():
             from tqdm.notebook import tqdm
         else:
             from tqdm import tqdm

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from risf_core.progress import progress, show_log
+from risf_core.progress import in_notebook, progress, show_log
 
 
 def _lines(path):
@@ -47,7 +47,6 @@ def test_lines_in_between_are_sparse(tmp_path, monkeypatch):
 def test_without_a_terminal_lines_go_to_logging(monkeypatch, caplog):
     monkeypatch.delenv("RISF_LOG", raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
     with caplog.at_level(logging.INFO, logger="risf_core.progress"):
         assert list(progress([1, 2], desc="quiet", unit="image")) == [1, 2]
     assert [record.message.split(",")[0] for record in caplog.records] == [
@@ -59,7 +58,6 @@ def test_without_a_terminal_lines_go_to_logging(monkeypatch, caplog):
 def test_a_bar_inside_another_goes_when_it_is_full(monkeypatch, capsys):
     monkeypatch.delenv("RISF_LOG", raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
     for seed in progress(range(2), desc="seeds"):
         assert list(progress(range(3), desc=f"training {seed}")) == [0, 1, 2]
     shown = capsys.readouterr().err
@@ -68,10 +66,24 @@ def test_a_bar_inside_another_goes_when_it_is_full(monkeypatch, capsys):
     assert re.search(r"\n\r +\x1b\[A\rseeds: 100%", shown)
 
 
+def test_a_kernel_is_a_notebook_and_its_import_is_not():
+    """Other tests import ipykernel in this process; a bar for notebooks would then be written among what is printed."""
+    import ipykernel  # noqa: F401
+    from IPython.core.interactiveshell import InteractiveShell
+
+    assert not in_notebook()
+    shell = InteractiveShell.instance()
+    try:
+        assert not in_notebook()  # IPython in a terminal
+        shell.kernel = object()
+        assert in_notebook()
+    finally:
+        InteractiveShell.clear_instance()
+
+
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.delenv("RISF_LOG", raising=False)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.delitem(__import__("sys").modules, "ipykernel", raising=False)
     bar = progress(range(3), desc="watched")
     for item in bar:
         bar.note(loss=item)
@@ -86,7 +98,7 @@ def package_log(monkeypatch):
     monkeypatch.setattr(log, "handlers", [])
     monkeypatch.setattr(log, "level", logging.NOTSET)
     monkeypatch.setattr(log, "propagate", True)
-    monkeypatch.setitem(sys.modules, "ipykernel", object())
+    monkeypatch.setattr("risf_core.progress.in_notebook", lambda: True)
     yield log
     log.setLevel(logging.NOTSET)
 
