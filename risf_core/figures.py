@@ -47,7 +47,8 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
     places = groups(cells, ["split", "arm"])
     all_shots, losses = ordered("shots", cells["shots"]), ordered("loss", cells["loss"])
     figure, axes = panels(1, len(places), width=3.6, height=3.1, sharey=True)
-    lines = [(loss, rescoring) for loss in losses for rescoring in REPRODUCTION]
+    has_clip = "cm_clip" in set(cells["rescoring"])
+    lines = [(loss, rescoring) for loss in losses for rescoring in REPRODUCTION[: 1 + has_clip]]
     for ax, ((split, arm), own) in zip(axes[0], places, strict=True):
         for number, (loss, rescoring) in enumerate(lines):
             line = own[(own["loss"] == loss) & (own["rescoring"] == rescoring)]
@@ -65,9 +66,10 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
         ax.set_xlim(-0.4, len(all_shots) - 0.6)
     axes[0, 0].set_ylabel(f"{metric} (%)")
     legend_below(figure, axes[0, 0], columns=4 if len(losses) <= 2 else len(losses))
+    rescored = "without (dotted, open) and with CM-CLIP (solid, filled; c = 0.7, novel + background)"
     caption = (
-        f"{metric} over the number of shots K, setting {setting}, for each loss without (dotted, open) and with "
-        f"CM-CLIP (solid, filled; c = 0.7, novel + background).{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
+        f"{metric} over the number of shots K, setting {setting}, for each loss "
+        f"{rescored if has_clip else 'without re-scoring'}.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
         "Points are moved sideways."
     )
     return Drawing(figure, caption)

@@ -33,6 +33,13 @@ def test_main_figure_has_a_panel_for_each_arm_and_a_line_for_each_loss(records):
     assert "one base model" in drawing.caption
 
 
+def test_main_figure_of_a_profile_without_a_clip_names_none():
+    rows = [fine_tuning_row(seed=seed) for seed in range(3)]
+    drawing = main_figure([fine_tuning_record(rows)])
+    assert legend_labels(drawing) == ["ce"]
+    assert "CM-CLIP" not in drawing.caption and "without re-scoring" in drawing.caption
+
+
 def test_points_and_bars_are_the_means_and_intervals():
     rows = [fine_tuning_row(seed=seed, nAP50=value) for seed, value in enumerate((50.0, 52, 54, 56, 58))]
     (container,) = [
