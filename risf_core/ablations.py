@@ -48,7 +48,7 @@ def _stored_cells(params, run) -> Iterator[tuple[FineTuningParams, Path, dict]]:
                 params.losses or [row["loss"]]
             )
             if row["rescoring"] == "none" and wanted:
-                names = ("split", "shots", "seed", "loss", "arm", "setting")
+                names = ("split", "shots", "seed", "loss", "arm", "setting", "repeat")
                 yield tuned, upstream.dir, {name: row[name] for name in names}
 
 
@@ -81,7 +81,7 @@ def ablate_c(params: AblationCParams, run) -> list[dict]:
     cells = list(_stored_cells(params, run))
     for tuned, folder, key in progress(cells, desc="stored cells", total=len(cells)):
         benchmark, evaluator = benchmarks.get(tuned)
-        name = cell_name(key["seed"], key["arm"], key["loss"])
+        name = cell_name(key["seed"], key["arm"], key["loss"], key["repeat"])
         found = Detections.load(folder / "detections" / f"{name}.npz")
         similarities = Similarities.load(folder / "similarities" / f"{name}.npz")
         found, similarities = cut(found, similarities, score_thresh=tuned.score_thresh)
@@ -167,7 +167,7 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
                 cm_clip = build_cm_clip(clip, benchmark, settings)
                 built[key["split"]] = cm_clip, _clip_facts(clip, clip_name, benchmark, settings)
             cm_clip, facts = built[key["split"]]
-            name = cell_name(key["seed"], key["arm"], key["loss"])
+            name = cell_name(key["seed"], key["arm"], key["loss"], key["repeat"])
             found, _ = cut(
                 Detections.load(folder / "detections" / f"{name}.npz"), None, score_thresh=tuned.score_thresh
             )

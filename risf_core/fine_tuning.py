@@ -1,5 +1,6 @@
 """A grid of few-shot fine-tunings of one base model: train, detect, re-score, evaluate; a row per re-scoring."""
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -67,8 +68,14 @@ class FewShotContext:
         groups = {"novel": self.benchmark.novel_names}
         return groups | ({"base": self.benchmark.base_names} if self.params.setting == "gfsod" else {})
 
+    def training_seed(self, seed: int, repeat: int = 0) -> int:
+        """Seed of head, order and sampling: that of the draw, another for other repeats and other ``params.seed``."""
+        if repeat == self.params.seed == 0:
+            return seed
+        return step_seed(step_seed(self.params.seed, repeat), seed)
+
     def detector(self, seed: int, loss: Loss) -> FasterRCNN:
-        """The base detector after surgery, with a head for ``class_names`` that starts from ``seed``."""
+        """The base detector after surgery, with a head for ``class_names`` that starts from a training seed."""
         head = self.params.head
         changes = {"rpn_post_nms_train": head.num_proposals, "roi_batch": head.roi_batch}
         changes |= {"cls_dropout": head.cls_dropout, "roi_gradient_scale": head.roi_gradient_scale}
@@ -81,6 +88,7 @@ class FewShotContext:
             "fsod" if head.start == "released" else self.params.setting,
             base_rows=range(len(self.benchmark.base_names)),
             num_classes=len(self.class_names),
+            class_agnostic_boxes=self.base.detector.class_agnostic_boxes,
             seed=seed,
         )
         load_weights(detector, state, source="base model")
@@ -136,6 +144,7 @@ def fine_tune(
     *,
     seed: int,
     arm: str,
+    repeat: int = 0,
     trainable: str = "box_head",
     cached: bool = True,
     weights: Path | None = None,
@@ -145,6 +154,8 @@ def fine_tune(
 
     Args:
         loss: ``(logits [R, C+1], labels [R]) -> scalar``.
+        seed: Number of the draw, which decides the randomness of training, too.
+        repeat: Which training of that draw; others differ in head, order and sampling.
         cached: Train the box head on cached region features (``trainable`` must be ``box_head``); else the whole
             forward pass is computed in every step.
         weights: Where the fine-tuned detector is kept; None keeps it nowhere.
@@ -153,14 +164,16 @@ def fine_tune(
     Returns:
         Detections as stored (score > 0.001, at most 300 an image) and the loss curve.
     """
-    detector = context.detector(seed, loss)
+    training_seed = context.training_seed(seed, repeat)
+    detector = context.detector(training_seed, loss)
     detector.set_trainable(trainable)
     data, desc = context.few_shot(seed, arm), f"{label}, seed {seed}, {arm}"
     solver = context.params.solver
     if cached:
-        curve = train_box_head(detector, data, context.train_regions(seed, arm), solver, seed=seed, desc=desc)
+        regions = context.train_regions(seed, arm)
+        curve = train_box_head(detector, data, regions, solver, seed=training_seed, desc=desc)
     else:
-        curve = train_detector(detector, data, solver, seed=seed, desc=desc)
+        curve = train_detector(detector, data, solver, seed=training_seed, desc=desc)
     if weights is not None:
         save_detector(weights, detector, context.class_names)
     if cached:
@@ -243,13 +256,14 @@ def results_by_rescoring(
     return results if beside is None else results | dict(rescored(counting, beside, benchmark, cm_clip))
 
 
-def cell_name(seed: int, arm: str, loss: str) -> str:
+def cell_name(seed: int, arm: str, loss: str, repeat: int = 0) -> str:
     """File name (without ending) of a cell's stored detections."""
-    return f"seed{seed}-{arm}-{loss.replace(':', '_')}"
+    again = f"-repeat{repeat}" if repeat else ""
+    return f"seed{seed}-{arm}-{loss.replace(':', '_')}{again}"
 
 
 def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
-    """Every cell (seed, arm, loss) of a fine-tuning run; finished cells are skipped, each other is stored when done.
+    """Every cell (seed, arm, loss, repeat) of a run; finished cells are skipped, each other is stored when done.
 
     Detections go to ``run.dir/detections``, cosines to ``run.dir/similarities``, detectors that are to be kept to
     ``run.dir/weights``.
@@ -266,18 +280,20 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         clip = build_cm_clip(loaded, context.benchmark, params.cm_clip)
         last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]]
     novel, rescored_above = context.benchmark.novel_names, params.cm_clip.score_thresh
-    cells = [(seed, arm, loss) for seed in params.seeds for arm in params.arms for loss in losses]
-    for seed, arm, loss in progress(cells, desc="cells", total=len(cells)):
+    cells = list(itertools.product(params.seeds, params.arms, losses, range(params.repeats)))
+    for seed, arm, loss, repeat in progress(cells, desc="cells", total=len(cells)):
         key = {"split": params.split, "shots": params.shots, "setting": params.setting}
-        key |= {"seed": seed, "arm": arm, "loss": loss}
+        key |= {"seed": seed, "arm": arm, "loss": loss, "repeat": repeat}
         if run.rows.done(**key, rescoring=last):
             continue
-        found, facts = _tune_cell(context, params, run, losses[loss], seed=seed, arm=arm, loss=loss)
+        name = cell_name(seed, arm, loss, repeat)
+        cell = {"name": name, "seed": seed, "arm": arm, "repeat": repeat}
+        found, facts = _tune_cell(context, run, losses[loss], label=f"fine-tuning with {loss}", **cell)
         similarities = None
         if clip is not None:
             options = {"score_thresh": rescored_above, "rescored_classes": novel, "cache": images}
             similarities = encode_detections(found, context.test, clip, **options)
-            similarities.save(run.dir / "similarities" / f"{cell_name(seed, arm, loss)}.npz")
+            similarities.save(run.dir / "similarities" / f"{name}.npz")
         cuts = {"score_thresh": params.score_thresh}
         results = results_by_rescoring(found, similarities, context.benchmark, params.cm_clip, **cuts)
         above = int(rescored_rows(results["none"], novel, rescored_above).sum())
@@ -298,19 +314,20 @@ def _losses_by_name(params: FineTuningParams) -> dict[str, Loss]:
 
 
 def _tune_cell(
-    context: FewShotContext, params: FineTuningParams, run, function: Loss, *, seed: int, arm: str, loss: str
+    context: FewShotContext, run, loss: Loss, *, name: str, seed: int, arm: str, repeat: int, label: str
 ) -> tuple[Detections, dict]:
     """Fine-tune and store the detections of one cell; also what its rows say of the training."""
-    name = cell_name(seed, arm, loss)
+    params = context.params
     found, curve = fine_tune(
         context,
-        function,
+        loss,
         seed=seed,
         arm=arm,
+        repeat=repeat,
         trainable=params.trainable,
         cached=params.cached,
         weights=run.dir / "weights" / f"{name}.pth" if params.keep_weights else None,
-        label=f"fine-tuning with {loss}",
+        label=label,
     )
     found.save(run.dir / "detections" / f"{name}.npz")
     draw = context.few_shot(seed, arm)

@@ -403,6 +403,7 @@ class FineTuningParams(FewShotParams):
     # published: all_but_res5
     trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
+    repeats: int = Field(1, ge=1, le=100, description="trainings of each draw; published fsod: seed 0, 10 times")
     keep_weights: bool = Field(False, description="keep each fine-tuned detector, for 21_evaluate")
 
     def label(self) -> str:

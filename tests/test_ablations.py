@@ -87,6 +87,7 @@ def stored_run(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "open_benchmark", lambda data, split: benchmark)
     tuned = FineTuningParams(profile="t", base="x.yaml", data=DATA)
     key = {"split": 1, "shots": 5, "seed": 0, "loss": "ce", "arm": "kshot", "setting": "fsod"}
+    key["repeat"] = 0
     rows = [
         key | {"rescoring": "none"},
         key | {"rescoring": "cm_clip"},

@@ -112,6 +112,19 @@ def test_a_second_base_training_goes_on_from_its_checkpoint(base):
     assert again["bAP50"] == base.record["metrics"]["bAP50"]  # nothing was left to train
 
 
+def test_repeats_train_the_same_draw_anew(base, tmp_path):
+    """The published fsod protocol: seed 0, trained several times. The first is what a run without repeats makes."""
+    runs = {name: _run(base, tmp_path / name) for name in ("once", "thrice", "other")}
+    once = fine_tuning.fine_tuning_grid(_params(base, losses=("ce",)), runs["once"])
+    thrice = fine_tuning.fine_tuning_grid(_params(base, losses=("ce",), repeats=3), runs["thrice"])
+    other = fine_tuning.fine_tuning_grid(_params(base, losses=("ce",), seed=1), runs["other"])
+    assert [(row["seed"], row["repeat"]) for row in thrice] == [(0, 0), (0, 1), (0, 2)]
+    losses = [row["final_loss"] for row in (*thrice, *other)]
+    assert losses[0] == once[0]["final_loss"] and len(set(losses)) == 4
+    stored = sorted(path.name for path in (tmp_path / "thrice" / "detections").iterdir())
+    assert stored == ["seed0-kshot-ce-repeat1.npz", "seed0-kshot-ce-repeat2.npz", "seed0-kshot-ce.npz"]
+
+
 def test_what_training_leaves_out_is_counted(base):
     left_out = base.record["metrics"]["left_out"]
     train = open_benchmark(base.data, split=1).train

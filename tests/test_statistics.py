@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from risf_core.errors import RecordError
+from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import (
     fine_tuning_rows,
     interactions,
@@ -119,3 +120,30 @@ def test_a_row_without_a_field_is_refused():
     record["rows"] = [row]
     with pytest.raises(RecordError, match="no field arm"):
         fine_tuning_rows([record])
+
+
+def test_repeats_of_a_draw_are_seeds_of_their_own_and_planned():
+    rows = [fine_tuning_row(seed=0, nAP50=50.0 + repeat) | {"repeat": repeat} for repeat in range(3)]
+    frame = fine_tuning_rows([fine_tuning_record(rows)])
+    assert frame["seed"].nunique() == 3
+    run = {
+        "split": 1,
+        "setting": "fsod",
+        "arms": ["kshot"],
+        "losses": ["ce"],
+        "shots": 5,
+        "seeds": [0],
+        "repeats": 4,
+    }
+    cells = all_cells(frame, "nAP50", Plan.from_params([run]), rescorings=["none"])
+    (cell,) = cells.to_dict("records")
+    assert (cell["mean"], cell["n"], cell["expected"], cell["status"]) == (51.0, 3, 4, "incomplete")
+
+
+def test_another_training_seed_is_another_variant():
+    records = [
+        fine_tuning_record([fine_tuning_row(seed=seed, nAP50=50.0) for seed in (0, 1)], seed=0),
+        fine_tuning_record([fine_tuning_row(seed=0, nAP50=60.0)], name="again", seed=1),
+    ]
+    frame = fine_tuning_rows(records)
+    assert sorted(frame["variant"]) == ["", "", "seed=1"]

@@ -126,15 +126,18 @@ def surgery(
     *,
     base_rows: Sequence[int] | None = None,
     num_classes: int | None = None,
+    class_agnostic_boxes: bool = False,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Prepare a base model's state dict for fine-tuning; the input is not changed.
 
     Args:
-        setting: ``fsod`` drops the box head, so that the new one starts fresh. ``gfsod`` widens it: base rows and the
-            background row are copied, novel rows start at N(0, 0.01) weights (0.001 for boxes) and zero bias.
+        setting: ``fsod`` drops the box head, so that the new one starts fresh. ``gfsod`` widens it as DeFRCN's
+            ``randinit`` does: base rows and the background row are copied, novel rows start at N(0, 0.01) weights, of
+            both layers, and zero bias.
         base_rows: For ``gfsod``, the row of each base class in the new head, in the old head's order.
         num_classes: For ``gfsod``, classes of the new head.
+        class_agnostic_boxes: Whether one regression serves all classes; it is kept.
 
     Returns:
         A state dict for a detector with the new head.
@@ -151,17 +154,16 @@ def surgery(
     if len(base_rows) != old_classes:
         raise CheckpointError(f"the base head has {old_classes} classes, base_rows names {len(base_rows)}")
     rows = torch.tensor([*base_rows, num_classes])
-    class_agnostic = state[f"{HEAD}bbox_pred.bias"].numel() == 4 and old_classes > 1
     box_rows = (torch.tensor(base_rows)[:, None] * 4 + torch.arange(4)).flatten()
-    for layer, std, index, outputs in (
-        ("cls_score", 0.01, rows, num_classes + 1),
-        ("bbox_pred", 0.001, box_rows, 4 * num_classes),
+    for layer, index, outputs in (
+        ("cls_score", rows, num_classes + 1),
+        ("bbox_pred", box_rows, 4 * num_classes),
     ):
         weight, bias = state[f"{HEAD}{layer}.weight"], state[f"{HEAD}{layer}.bias"]
-        if layer == "bbox_pred" and class_agnostic:
+        if layer == "bbox_pred" and class_agnostic_boxes:
             rest |= {f"{HEAD}{layer}.weight": weight, f"{HEAD}{layer}.bias": bias}
             continue
-        new_weight = torch.normal(0.0, std, (outputs, weight.shape[1]), generator=generator)
+        new_weight = torch.normal(0.0, 0.01, (outputs, weight.shape[1]), generator=generator)
         new_bias = torch.zeros(outputs)
         new_weight[index], new_bias[index] = weight, bias
         rest |= {f"{HEAD}{layer}.weight": new_weight, f"{HEAD}{layer}.bias": new_bias}

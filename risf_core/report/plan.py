@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from risf_core.report.statistics import REPRODUCTION, short_loss_names, sort_cells, summarize_cells
+from risf_core.report.statistics import (
+    REPEAT_STRIDE,
+    REPRODUCTION,
+    short_loss_names,
+    sort_cells,
+    summarize_cells,
+)
 
 PLAN_KEYS = ("split", "setting", "arm", "loss", "rescoring", "shots")
 
@@ -51,7 +57,9 @@ class Plan:
             values["loss"] = [names[spec] for spec in values["loss"]]
             values["rescoring"] = REPRODUCTION if run.get("clip") else ("none",)
             for key in itertools.product(*(values[name] for name in PLAN_KEYS)):
-                seeds.setdefault(key, set()).update(int(seed) for seed in _values(run, "seed"))
+                repeats = range(run.get("repeats", 1))
+                own = itertools.product(_values(run, "seed"), repeats)
+                seeds.setdefault(key, set()).update(seed + REPEAT_STRIDE * repeat for seed, repeat in own)
         return cls({key: frozenset(own) for key, own in seeds.items()}, is_known=True)
 
     def expected(self, split, setting, arm, loss, rescoring, shots) -> int:

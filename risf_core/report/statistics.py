@@ -39,8 +39,9 @@ CELL_KEYS = ("split", "setting", "arm", "loss", "variant", "rescoring")
 
 # Parameters that span a run's own grid or cannot change a number: a difference in them is no other variant of the
 # method.
+REPEAT_STRIDE = 10_000  # more than there are draws
 GRID_PARAMETERS = frozenset(
-    "split splits shots seed seeds num_seeds few_shot_seeds few_shot_splits loss losses arm arms setting settings "
+    "split splits shots seeds num_seeds few_shot_seeds few_shot_splits loss losses arm arms setting settings "
     "rescoring "
     "rescorings profile device num_threads root keep_weights".split()
 )
@@ -85,6 +86,8 @@ def notebook_of(record: Mapping) -> str:
 def rows_of(records: Sequence[Mapping], notebook: str, *, required: Sequence[str] = ()) -> pd.DataFrame:
     """All rows of one notebook's records in one frame, with the columns ``run_id`` and, if they name a loss, ``loss``.
 
+    A repeat of a draw's training counts as a seed of its own (``REPEAT_STRIDE`` above the draw's).
+
     Raises:
         RecordError: If a row lacks one of the ``required`` fields.
     """
@@ -99,7 +102,8 @@ def rows_of(records: Sequence[Mapping], notebook: str, *, required: Sequence[str
                     f"record {record['run_id']}: a row has no field {', '.join(lacking)}. "
                     f"Expected {', '.join(required)}. Repeat the run with --force."
                 )
-            rows.append({**row, "run_id": record["run_id"]})
+            seed = row.get("seed", 0) + REPEAT_STRIDE * row.get("repeat", 0)
+            rows.append({**row, **({"seed": seed} if "seed" in row else {}), "run_id": record["run_id"]})
     frame = pd.DataFrame(rows)
     if "loss" in frame:
         names = short_loss_names(frame["loss"].unique())

@@ -103,6 +103,16 @@ def test_load_reports_and_refuses(tiny_detector, tiny_params):
         load_weights(tiny_detector, state | {"affine_rpn.bias": state["affine_rpn.bias"] * float("nan")})
 
 
+@pytest.mark.parametrize("num_base", [1, 3])
+def test_gfsod_surgery_keeps_a_regression_that_serves_all_classes(tiny_params, num_base):
+    agnostic = tiny_params.model_copy(update={"class_agnostic_boxes": True})
+    state = FasterRCNN(agnostic, num_base).state_dict()
+    options = {"base_rows": range(num_base), "num_classes": 5, "class_agnostic_boxes": True}
+    new = surgery(state, "gfsod", **options)
+    assert torch.equal(new[f"{HEAD}bbox_pred.weight"], state[f"{HEAD}bbox_pred.weight"])
+    load_weights(FasterRCNN(agnostic, 5), new, allow_missing=())
+
+
 def test_gfsod_surgery_copies_base_and_background_rows(tiny_detector, tiny_params):
     state = tiny_detector.state_dict()
     with torch.no_grad():
@@ -116,6 +126,10 @@ def test_gfsod_surgery_copies_base_and_background_rows(tiny_detector, tiny_param
     assert (new[f"{HEAD}cls_score.bias"][[1, 4]] == 0).all()
     boxes, old_boxes = new[f"{HEAD}bbox_pred.weight"], state[f"{HEAD}bbox_pred.weight"]
     assert torch.equal(boxes.view(5, 4, -1)[[0, 2, 3]], old_boxes.view(3, 4, -1))
+    fresh = torch.cat([weight[[1, 4]].flatten(), boxes.view(5, 4, -1)[[1, 4]].flatten()])
+    for rows in (weight[[1, 4]], boxes.view(5, 4, -1)[[1, 4]]):
+        assert rows.std().item() == pytest.approx(0.01, rel=0.35)  # as published, in both layers
+    assert fresh.mean().abs() < 0.003
     load_weights(FasterRCNN(tiny_params, 5), new, allow_missing=())
     assert torch.equal(
         surgery(state, "gfsod", base_rows=[0, 2, 3], num_classes=5, seed=1)[f"{HEAD}cls_score.weight"], weight
