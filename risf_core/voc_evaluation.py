@@ -240,13 +240,16 @@ def evaluator_for(
     *,
     metric: str = "coco",
     rounding: Rounding = "published",
+    absent: Absent = "left_out",
     groups: Mapping[str, Sequence[str]] | None = None,
     max_dets: int = MAX_DETS,
     engine: Engine = "pycocotools",
 ) -> Evaluator:
-    """The evaluator of a metric: "coco" (by `engine`), "voc07" or "voc_area" (with `rounding`)."""
+    """The evaluator of a metric: "coco" (by `engine`), "voc07" or "voc_area" (with `rounding` and `absent`)."""
     if metric == "coco" and engine == "faster-coco-eval":
         return FasterEvaluator(data, groups=groups, max_dets=max_dets)
     if metric == "coco":
         return Evaluator(data, groups=groups, max_dets=max_dets)
-    return VocEvaluator(data, groups=groups, max_dets=max_dets, metric=metric, rounding=rounding)
+    return VocEvaluator(
+        data, groups=groups, max_dets=max_dets, metric=metric, rounding=rounding, absent=absent
+    )

@@ -47,7 +47,7 @@ class Benchmark:
         load_shots: ``load_shots(arm=, shots=, seed=, setting=)`` reads a draw.
         is_exact: Whether every draw has exactly K boxes of each class; published ones may not.
         is_nested: Whether the images and boxes of a smaller K are among those of a larger one.
-        evaluation: ``metric`` and ``rounding`` of `risf_core.voc_evaluation.evaluator_for`; empty for COCO's.
+        evaluation: Options of `risf_core.voc_evaluation.evaluator_for` for VOC; empty for COCO's.
     """
 
     name: str

@@ -55,7 +55,7 @@ def load_voc_test(data: VocData, split: int) -> DetectionData:
 
 def evaluation_of(data: VocData) -> dict[str, str]:
     """Options of `risf_core.voc_evaluation.evaluator_for`."""
-    return {"metric": data.metric, "rounding": data.rounding}
+    return {"metric": data.metric, "rounding": data.rounding, "absent": data.absent}
 
 
 def _load_shots(

@@ -86,10 +86,11 @@ def test_the_cut_depends_on_the_seed_of_the_parameters_alone(root):
 
 
 def test_the_metric_is_voc_s(root):
-    benchmark = open_benchmark(params(root, metric="voc_area", rounding="none"))
+    benchmark = open_benchmark(params(root, metric="voc_area", rounding="none", absent="published"))
     evaluator = evaluator_for(benchmark.test, **benchmark.evaluation)
     assert isinstance(evaluator, VocEvaluator)
-    assert (evaluator.metric, evaluator.rounding) == ("voc_area", "none")
+    assert (evaluator.metric, evaluator.rounding, evaluator.absent) == ("voc_area", "none", "published")
+    assert open_benchmark(params(root)).evaluation["absent"] == "left_out"
     bird = benchmark.test.class_names.index("bird")
     assert benchmark.test.images[1].is_difficult[benchmark.test.images[1].labels == bird].sum() == 1
 
