@@ -1,11 +1,12 @@
-"""Seconds and memory per image of the detectors on this machine: the paper's at 800x1067, the mini's at 160x160.
+"""Seconds and memory on this machine: an image through each detector, a crop through the paper's CLIP.
 
-    .venv/bin/python tools/benchmark_detector.py [--device cuda] [--threads N] [--repeats 3]
+    .venv/bin/python tools/benchmark_detector.py [--device cuda] [--threads N] [--repeats 3] [--only NAME ...]
 
-One image at a time, random weights: they cost what trained ones do as long as the RPN gives as many proposals, which
-the table shows. ``detect`` is one image in evaluation, ``train`` a step of fine-tuning on one image with everything but
-res5 learning. Each measurement has a process of its own, so that the peak of memory is its own; on a CPU it includes
-Python and torch. Writes results/published/benchmarks/detector.csv; rows of other machines and settings stay.
+One at a time, random weights: they cost what trained ones do as long as the RPN gives as many proposals, which the
+table shows. ``detect`` is one image in evaluation, ``train`` a step of fine-tuning on one image with everything but
+res5 learning, ``encode`` one crop through CLIP's image tower. Each measurement has a process of its own, so that the
+peak of memory is its own; on a CPU it includes Python and torch. Writes results/published/benchmarks/detector.csv; rows
+of other models, machines and settings stay.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from risf_core.clip_models import load_clip
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.presets import published_detector
 from risf_core.params import DetectorParams
@@ -32,7 +34,9 @@ DETECTORS = {  # name -> parameters, (height, width)
     "R-50-C4": (published_detector(50, fine_tuning=True).model_copy(update={"min_size": None}), PAPER_SIZE),
     "mini": (DetectorParams(), MINI_SIZE),
 }
-SETTING = ("machine", "device", "threads", "torch")  # rows that agree in these are measured anew
+CLIP, CLIP_ROW = "ViT-L-14-336-quickgelu", "ViT-L-14-336, one crop"
+CASES = [(name, mode) for name in DETECTORS for mode in ("detect", "train")] + [(CLIP_ROW, "encode")]
+SETTING = ("detector", "machine", "device", "threads", "torch")  # rows that agree in these are measured anew
 
 
 def build(params: DetectorParams) -> FasterRCNN:
@@ -62,6 +66,47 @@ def seconds_of(work, repeats: int, device: str) -> tuple[float, float]:
 def measure(name: str, mode: str, device: str, threads: int, repeats: int) -> dict:
     """One row of the table."""
     torch.set_num_threads(threads)
+    facts = (
+        measure_clip(device, repeats) if mode == "encode" else measure_detector(name, mode, device, repeats)
+    )
+    environment = describe_environment(time.time(), device)
+    return {
+        "detector": name,
+        "mode": mode,
+        **facts,
+        "machine": f"{environment['machine']}, {environment['device']}",
+        "device": device,
+        "threads": threads,
+        "torch": environment["versions"]["torch"],
+    }
+
+
+def measure_clip(device: str, repeats: int) -> dict:
+    """One crop through the image tower of the paper's CLIP, random weights."""
+    clip = load_clip(CLIP, None, device=device)
+    height, width = clip.info.image_size
+    crop = torch.rand(1, 3, height, width, device=device)
+    with torch.inference_mode():
+        times = seconds_of(lambda: clip.model.encode_image(crop), repeats, device)
+    return described(f"{height}x{width}", clip.model.visual, times, device) | {"proposals": None}
+
+
+def described(image: str, model: torch.nn.Module, times: tuple[float, float], device: str) -> dict:
+    """What a row says of the model, the seconds and the peak of memory until now."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    return {
+        "image": image,
+        "million_parameters": round(sum(p.numel() for p in model.parameters()) / 1e6, 1),
+        "seconds": round(times[0], 3),
+        "cpu_seconds": round(times[1], 3),
+        "peak_memory_mib": round(peak),
+    }
+
+
+def measure_detector(name: str, mode: str, device: str, repeats: int) -> dict:
+    """One image through a detector, in evaluation or in a step of training."""
     params, size = DETECTORS[name]
     detector = build(params).to(device)
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, device=device)
@@ -70,7 +115,7 @@ def measure(name: str, mode: str, device: str, threads: int, repeats: int) -> di
     target = {"boxes": boxes.to(device), "labels": torch.tensor([1, 2], device=device)}
     if mode == "detect":
         detector.eval()
-        seconds, cpu_seconds = seconds_of(lambda: detector([image]), repeats, device)
+        times = seconds_of(lambda: detector([image]), repeats, device)
     else:
         detector.set_trainable("all_but_res5")
         detector.train()
@@ -82,51 +127,39 @@ def measure(name: str, mode: str, device: str, threads: int, repeats: int) -> di
             sum(detector([image], [target]).values()).backward()
             optimizer.step()
 
-        seconds, cpu_seconds = seconds_of(step, repeats, device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
+        times = seconds_of(step, repeats, device)
+    facts = described(f"{height}x{width}", detector, times, device)
     with torch.no_grad():
         batch, sizes = detector.batch([image])
         ((proposals, _),), _ = detector.proposals(detector.backbone(batch), sizes)
-    environment = describe_environment(time.time(), device)
-    return {
-        "detector": name,
-        "image": f"{height}x{width}",
-        "mode": mode,
-        "proposals": len(proposals),
-        "million_parameters": round(sum(p.numel() for p in detector.parameters()) / 1e6, 1),
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(cpu_seconds, 3),
-        "peak_memory_mib": round(peak),
-        "machine": f"{environment['machine']}, {environment['device']}",
-        "device": device,
-        "threads": threads,
-        "torch": environment["versions"]["torch"],
-    }
+    return facts | {"proposals": len(proposals)}
 
 
 def merge(rows: pd.DataFrame, table: Path) -> pd.DataFrame:
-    """The new rows behind those of ``table`` that were measured on other machines or with other settings."""
+    """The new rows behind those of ``table`` of other models, machines or settings."""
     if not table.exists():
         return rows
-    old, here = pd.read_csv(table), set(rows[list(SETTING)].astype(str).itertuples(index=False, name=None))
+    old = pd.read_csv(table, dtype={"proposals": "Int64"})
+    here = set(rows[list(SETTING)].astype(str).itertuples(index=False, name=None))
     others = [key not in here for key in old[list(SETTING)].astype(str).itertuples(index=False, name=None)]
     return pd.concat([old[others], rows], ignore_index=True)
 
 
 def main() -> None:
-    """Measure every detector in both modes, print the table, write it."""
+    """Measure every model in its modes, print the table, write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=3, help="timed images of each; the fastest is shown")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of each; the fastest is shown")
+    names = [*DETECTORS, CLIP_ROW]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"of {names}")
     words = parser.parse_args()
-    cases = [(name, mode) for name in DETECTORS for mode in ("detect", "train")]
+    cases = [case for case in CASES if case[0] in words.only]
     # a process for each measurement
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         settings = (words.device, words.threads, words.repeats)
-        rows = pd.DataFrame([pool.submit(measure, *case, *settings).result() for case in cases])
+        rows = [pool.submit(measure, *case, *settings).result() for case in cases]
+    rows = pd.DataFrame(rows).astype({"proposals": "Int64"})
     print(rows.to_string(index=False))
     TABLE.parent.mkdir(parents=True, exist_ok=True)
     merge(rows, TABLE).to_csv(TABLE, index=False)

@@ -43,3 +43,17 @@ def test_rows_of_other_machines_stay(tool, tmp_path):
     tool.merge(rows("yours", 1, 2.0), table).to_csv(table, index=False)
     tool.merge(rows("mine", 2, 3.0), table).to_csv(table, index=False)
     assert tool.merge(rows("mine", 1, 4.0), table)["seconds"].tolist() == [2.0, 3.0, 4.0]
+
+
+def test_a_crop_of_clip_has_a_row_beside_the_detectors(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "CLIP", "risf-tiny-vit")
+    threads = torch.get_num_threads()
+    row = tool.measure(tool.CLIP_ROW, "encode", "cpu", 1, 1)
+    torch.set_num_threads(threads)
+    assert (row["image"], row["mode"], row["proposals"]) == ("64x64", "encode", None)
+    assert 0 < row["cpu_seconds"] < 5 and row["million_parameters"] > 0.5
+    table = tmp_path / "detector.csv"
+    rows = [pd.DataFrame([row | own]) for own in ({}, {"detector": "mini", "proposals": 100})]
+    for new in rows:
+        tool.merge(new.astype({"proposals": "Int64"}), table).to_csv(table, index=False)
+    assert pd.read_csv(table, dtype=str)["proposals"].fillna("").tolist() == ["", "100"]
