@@ -3,7 +3,9 @@
 Two kinds, told apart by their first bytes: pickles of numpy arrays (detectron2's and Caffe2's ``.pkl``) and torch files
 (``.pth``, ``.pt``). A pickle is a program that may call whatever it can name; here it can name only the stand-ins
 below, which build arrays from plain bytes and check every claim. Torch files go through ``weights_only=True``; classes
-that some trainers leave beside the weights become empty objects there, so that the weights can still be read.
+that some trainers leave beside the weights become stand-ins there: dictionaries with what the file put in, or empty
+objects. Not read are unknown subclasses of list, dictionaries beside objects whose state is none, and unknown classes
+in torch's format of before 1.6; the error names the class.
 """
 
 import pickle
@@ -19,7 +21,9 @@ from torch import Tensor
 from risf_core.errors import CheckpointError
 
 ZIP = b"PK\x03\x04"  # torch.save since torch 1.6
+HARMLESS = {f"builtins.{kind.__name__}" for kind in (bool, int, float, str, tuple, list, dict)}
 OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number as a pickle of its own
+ADVICE = ("(", "Check the documentation", "Please file an issue")  # how torch's lines of advice begin
 WRAPPERS = ("model", "state_dict", "blobs")  # where a file keeps its weights, if not at its top
 DTYPE = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248])")  # booleans, integers and floats: no objects, no records
 
@@ -121,6 +125,13 @@ class ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it names {module}.{name}") from None
 
 
+class UnreadMapping:
+    """A dictionary instead of an object of a class that is not ours: torch fills no other mapping."""
+
+    def __new__(cls, *_ignored: Any, **_also: Any) -> OrderedDict:
+        return OrderedDict()
+
+
 class Unread:
     """An object of a class that is not ours, left empty."""
 
@@ -161,7 +172,7 @@ def reason(error: Exception) -> str:
     """Why a file could not be read, in one line, without torch's advice to read it by executing it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Weights only load failed"):
-        lines = [line for line in lines[1:] if not line.startswith(("(", "Check the documentation"))]
+        lines = [line for line in lines[1:] if not line.startswith(ADVICE)]
     return lines[0].removeprefix("WeightsUnpickler error: ").split(". ")[0] if lines else type(error).__name__
 
 
@@ -189,17 +200,28 @@ def _read(path: Path) -> Any:
             return ArrayUnpickler(file).load()
     foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if start.startswith(ZIP) else []
     names = {name for name in foreign if name not in STAND_INS}
-    if harmful := sorted(name for name in names if name.startswith("builtins.")):
+    if harmful := sorted(name for name in names - HARMLESS if name.startswith("builtins.")):
         raise pickle.UnpicklingError(f"it names {harmful[0]}")
-    empty = [(type("Unread", (Unread,), {}), name) for name in names]
-    with torch.serialization.safe_globals(
-        [*((stand_in, name) for name, stand_in in STAND_INS.items()), *empty]
-    ):
+    if names:
+        try:
+            return _load_torch(path, names, UnreadMapping)
+        except (pickle.UnpicklingError, TypeError, ValueError):
+            pass  # a state that is no dictionary: objects that take any
+    return _load_torch(path, names, Unread)
+
+
+def _load_torch(path: Path, names: set[str], kind: type) -> Any:
+    """Load with a stand-in of ``kind`` for each name; it bears the name, for torch's errors."""
+    foreign = [(type(name, (kind,), {}), name) for name in names]
+    known = [(stand_in, name) for name, stand_in in STAND_INS.items()]
+    with torch.serialization.safe_globals([*known, *foreign]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _build_array(raw: Any, dtype: PickledDtype, shape: tuple, order: str) -> np.ndarray:
-    raw = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
+    raw = raw.encode("latin1") if isinstance(raw, str) else raw
+    if not isinstance(raw, bytes | bytearray):  # bytes(n) would be n of them
+        raise pickle.UnpicklingError(f"the content of an array is {type(raw).__name__}, not bytes")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 

@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import struct
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -94,6 +94,45 @@ def test_foreign_classes_beside_the_weights_are_left_empty(tmp_path):
     assert not isinstance(read["args"], argparse.Namespace)
 
 
+class _Config(dict):
+    """Like yacs' CfgNode: a dictionary with attributes."""
+
+    def __init__(self, **values):
+        super().__init__(values)
+        self.__dict__["__immutable__"] = False
+
+
+class _Names(list):
+    pass
+
+
+class _Slots:
+    __slots__ = ("a",)
+
+    def __init__(self):
+        self.a = 1
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [_Config(lr=0.1, inner=_Config(a=torch.ones(1))), defaultdict(list, a=[1]), defaultdict(dict), _Slots()],
+    ids=["config", "defaultdict of lists", "defaultdict of dicts", "slots"],
+)
+def test_what_trainers_leave_beside_the_weights_hides_none(tmp_path, beside):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.ones(1)}, "cfg": beside}, path)
+    read = read_weight_file(path)
+    assert set(find_weights(read)[0]) == {"a"} and type(read["cfg"]) is not type(beside)
+
+
+def test_a_class_that_cannot_be_read_is_named_without_torchs_advice(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"a": torch.ones(1)}, "names": _Names(["x"])}, path)
+    with pytest.raises(CheckpointError, match=r"test_weight_files\._Names") as caught:
+        read_weight_file(path)
+    assert "file an issue" not in str(caught.value)
+
+
 # --- hostile files --------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +165,10 @@ def hostile_pickles(folder):
         # Bytes that numpy would take for pointers, were the type changed after its check.
         "type turned into objects": b"(" + dtype + b"(I3\nV|\nN(Vx\nt}I-1\nI-1\nI63\ntbt.",
         "too few bytes": array + b"(I1\n(I9\nt" + dtype + b"I00\nVab\ntb.",
+        "a count for content": array
+        + b"(I1\n(I3000000\nt"
+        + b"cnumpy\ndtype\n(Vu1\ntR"
+        + b"I00\nI3000000\ntb.",
         "change of a stand-in": b"cnumpy\nndarray\n(N}V__init__\nI1\nstb.",
         "change of a stand-in without state": b"cnumpy.core.multiarray\nscalar\n(N}V__new__\nI1\nstb.",
         "change of a container": b"ccollections\nOrderedDict\n(N}Vx\nI1\nstb.",
