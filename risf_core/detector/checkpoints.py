@@ -83,13 +83,14 @@ def load_weights(
     source: str = "state dict",
     allow_missing: Sequence[str] = (HEAD,),
 ) -> LoadReport:
-    """Load every tensor of ``state`` whose key and shape the model has; report the rest.
+    """Load every tensor of ``state`` whose key and shape the model has, cast to the model's type; report the rest.
 
     Args:
         allow_missing: Prefixes of model keys that may stay as initialised.
 
     Raises:
-        CheckpointError: If nothing matches, a shape differs, or a key outside ``allow_missing`` is missing.
+        CheckpointError: If nothing matches, a shape differs, a key outside ``allow_missing`` is missing, or a tensor
+            cannot be a weight: no floating-point numbers, not finite once cast, or a negative variance.
     """
     own = model.state_dict()
     matched = tuple(key for key in own if key in state)
@@ -112,12 +113,27 @@ def load_weights(
         raise CheckpointError(
             f"{source}: {len(needed)} keys are missing, first {needed[0]}. Check the detector parameters."
         )
-    bad = [key for key in matched if state[key].is_floating_point() and not torch.isfinite(state[key]).all()]
-    if bad:
-        raise CheckpointError(f"{source}: {len(bad)} tensors hold NaN or infinite values, first {bad[0]}.")
-    model.load_state_dict({key: state[key] for key in matched}, strict=False)
+    values = {key: state[key].to(own[key].dtype) for key in matched}
+    for key in matched:
+        _check_values(key, state[key], values[key], source)
+    if narrow := {state[key].dtype for key in matched} & {torch.float16, torch.bfloat16}:
+        log.info("%s: cast from %s", source, ", ".join(sorted(map(str, narrow))))
+    model.load_state_dict(values, strict=False)
     log.info("%s: %s", source, report)
     return report
+
+
+def _check_values(key: str, given: Tensor, value: Tensor, source: str) -> None:
+    """Refuse what cannot be a weight; ``value`` is ``given`` in the model's type."""
+    problem = None
+    if value.is_floating_point() and not given.is_floating_point():
+        problem = f"is {given.dtype}, not of floating-point numbers"
+    elif not torch.isfinite(value).all():
+        problem = "holds NaN or infinite values"
+    elif key.endswith("running_var") and (value < 0).any():
+        problem = "holds a negative variance"
+    if problem:
+        raise CheckpointError(f"{source}: {key} {problem}. Replace the file with a whole one.")
 
 
 def surgery(

@@ -99,8 +99,35 @@ def test_load_reports_and_refuses(tiny_detector, tiny_params):
         load_weights(
             tiny_detector, {key: value for key, value in state.items() if key != "backbone.stem.conv1.weight"}
         )
-    with pytest.raises(CheckpointError, match="NaN or infinite"):
-        load_weights(tiny_detector, state | {"affine_rpn.bias": state["affine_rpn.bias"] * float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "problem"),
+    [
+        ("affine_rpn.bias", lambda x: x * float("nan"), "NaN or infinite"),
+        ("affine_rpn.bias", lambda x: torch.full_like(x, 1e300, dtype=torch.float64), "NaN or infinite"),
+        ("affine_rpn.bias", lambda x: x.long(), "is torch.int64, not of floating-point"),
+        ("affine_rpn.bias", lambda x: x.bool(), "is torch.bool, not of floating-point"),
+        ("backbone.stem.conv1.norm.running_var", lambda x: x - 2, "negative variance"),
+    ],
+    ids=["nan", "too large", "integers", "booleans", "variance"],
+)
+def test_tensors_that_cannot_be_weights_are_named(tiny_detector, key, change, problem):
+    state = tiny_detector.state_dict()
+    with pytest.raises(CheckpointError, match=f"base: {key} .*{problem}"):
+        load_weights(tiny_detector, state | {key: change(state[key])}, source="base")
+
+
+def test_half_precision_is_cast_and_said(tiny_detector, caplog):
+    half = {key: value.half() for key, value in tiny_detector.state_dict().items()}
+    with caplog.at_level("INFO"):
+        load_weights(tiny_detector, half, source="base", allow_missing=())
+    assert "base: cast from torch.float16" in caplog.text
+    for key, value in tiny_detector.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, half[key].float())
+    norm = torch.nn.BatchNorm1d(2)  # counts its batches in an integer
+    load_weights(norm, norm.state_dict() | {"num_batches_tracked": torch.tensor(3)})
+    assert norm.num_batches_tracked == 3
 
 
 @pytest.mark.parametrize("num_base", [1, 3])
