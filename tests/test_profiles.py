@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -11,6 +12,8 @@ from risf_core.detector.presets import FINE_TUNING_GRADIENT_SCALE, published_det
 from risf_core.runs.run_specs import RunSpec, expand, load_list, load_run
 
 ROOT = Path(__file__).parents[1]
+STEP_HOURS, IMAGE_HOURS = 0.619 * 8 / 3600, 0.139 / 3600  # of one V100, from detectron2's MODEL_ZOO.md
+TEST_IMAGES = {"coco": 5000, "voc": 4952}
 # fmt: off
 # (decay step, last step) by K, 16 images a step: the configs of er-muyue/DeFRCN (commit d07c3df); those of
 # INFINIQ-AI1/RISF (commit 59aee90) equal the entries of 10 shots.
@@ -201,11 +204,80 @@ def test_heads_hold_table_source_expected_numbers_and_hours(profile, setting, sh
     assert "https://github.com/er-muyue/DeFRCN" in text
     _, last = SCHEDULES[profile, setting][shots]
     hours = float(re.search(r"Time: (\S+) hours a seed and loss \(estimate", text)[1])
-    assert hours == pytest.approx(
-        last * 0.619 * 8 / 3600, abs=0.05
-    )  # what fine_tuning.yaml says it is made of
+    assert hours == pytest.approx(last * STEP_HOURS, abs=0.05)  # what fine_tuning.yaml says it is made of
     shared = head(folder / "fine_tuning.yaml")
     assert "Hardware: one GPU" in shared and "(estimate, from the 0.619 s a step" in shared
+
+
+@pytest.mark.parametrize(("profile", "hours"), [("coco", "about 2,300"), ("voc", "about 2,800")])
+def test_hours_of_the_grid_are_training_and_detection(profile, hours):
+    """Summed over the list itself, without CM-CLIP's crops, of which nobody knows the number."""
+    found = 0.0
+    for spec in grid(profile, "10_base_training"):
+        found += spec.params.solver.iterations * STEP_HOURS + TEST_IMAGES[profile] * IMAGE_HOURS
+    for spec in grid(profile, "20_fine_tuning"):
+        own = spec.params
+        one = own.solver.iterations * STEP_HOURS + TEST_IMAGES[profile] * IMAGE_HOURS
+        found += len(own.seeds) * len(own.arms) * len(own.losses) * own.repeats * one
+    assert f"about {round(found, -2):,.0f}" == hours
+    listed = head(ROOT / "params" / profile / "runs.yaml")
+    assert f"{hours} hours on one V100 without CM-CLIP's crops (estimate".lower() in listed.lower()
+    row = re.search(
+        r"\| the whole grid without CM-CLIP's crops \| (.*) h \| (.*) h \|", (ROOT / "README.md").read_text()
+    )
+    assert row[1 + list(BASE).index(profile)] == hours
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_a_crop_of_clip_costs_what_was_measured(profile):
+    table = pd.read_csv(ROOT / "results" / "published" / "benchmarks" / "detector.csv")
+    own = table[
+        (table["detector"] == "ViT-L-14-336, one crop") & (table["device"] == "cpu") & (table["threads"] == 1)
+    ]
+    (measured,) = own.itertuples()
+    tokens, width, layers = (336 // 14) ** 2 + 1, 1024, 24
+    flop = 2 * measured.million_parameters * 1e6 * tokens + layers * 4 * tokens**2 * width
+    assert f"{flop / 1e12:.2f} {flop / 15.7e12:.3f}" == "0.38 0.024"
+    words = f"{measured.cpu_seconds:.1f} s a crop on one CPU core"
+    for name in ("fine_tuning", "21_evaluate.fsod", "21_evaluate.gfsod"):
+        text = head(ROOT / "params" / profile / f"{name}.yaml")
+        assert f"{words} (measured" in text and "0.024 s (estimate: " in text and "0.38 TFLOP" in text
+        assert name == "fine_tuning" or "both with -p clip null" in text
+    assert f"{words} x detections of novel classes above 0.05" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("profile", BASE)
+def test_published_numbers_stand_beside_the_row_that_they_are_of(profile):
+    """DeFRCN's beside a run without CLIP, RISF's beside one with it."""
+    name = {"coco": "nAP", "voc": "nAP50"}[profile]
+    for setting in ("fsod", "gfsod"):
+        text = head(ROOT / "params" / profile / f"21_evaluate.{setting}.yaml")
+        found = re.findall(r"(-p clip null )?-p published '(\{.*?\})'", text)
+        paper = DEFRCN[profile, setting][10].split()
+        theirs = float(paper[3 if (profile, setting) == ("voc", "gfsod") else 0])
+        expected = [("-p clip null ", {name: theirs})]
+        if (profile, setting) == ("coco", "fsod"):
+            expected.insert(0, ("", {name: float(RISF[10])}))
+        assert [(without, yaml.safe_load(value)) for without, value in found] == expected
+        for without, value in expected:
+            changes = {"published": value} | ({"clip": None} if without else {})
+            params = load(profile, f"21_evaluate.{setting}", **changes)
+            assert params.published == value and (params.clip is None) == bool(without)
+    readme = re.findall(r"(-p clip null )?-p published '(\{.*?\})'", (ROOT / "README.md").read_text())
+    assert readme == [("", "{nAP: 21.9}"), ("-p clip null ", "{nAP: 18.5}")]
+
+
+@pytest.mark.parametrize(("profile", "setting", "shots"), [cell for cell in CELLS if cell[1] == "fsod"])
+def test_heads_say_how_seed_0_is_repeated(profile, setting, shots):
+    name = f"20_fine_tuning.{setting}_{shots}shot"
+    text = head(ROOT / "params" / profile / f"{name}.yaml")
+    words = re.search(r"-p seeds '(.*?)' -p repeats (\d+)", text)
+    params = load(profile, name, seeds=yaml.safe_load(words[1]), repeats=int(words[2]))
+    assert (params.seeds, params.repeats) == ((0,), 10)
+    entry = yaml.safe_load(re.search(r"\{params: .*?\}\}", text)[0])
+    assert entry["params"] == f"params/{profile}/{name}.yaml"
+    assert load_run(entry["params"], entry["set"]).params == params
+    assert load(profile, name).repeats == 1
 
 
 def test_every_other_head_names_table_expectation_and_hardware():

@@ -52,7 +52,8 @@ def evaluation_table(records: Sequence[Mapping]) -> Table:
     caption = (
         "Checkpoints evaluated on the test images, without training: AP (%) over all classes of the head, and over "
         "its base and novel classes; n/a: the head has none of them. In brackets the published number and ours less "
-        "it, where the parameters give one. Each row is one checkpoint (no interval)."
+        "it, where the parameters give one: beside cm_clip if the run has it, else beside none. Each row is one "
+        "checkpoint (no interval)."
     )
     return Table("evaluation", caption, data, display.rename(columns={"run_id": "run"}))
 
