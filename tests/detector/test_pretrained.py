@@ -131,7 +131,7 @@ def test_detectron2_backbone_names(tmp_path, kind):
     """The form in which detectron2 keeps converted ImageNet weights: no prefix, an author."""
     detector, source = narrow_detector(weights="torchvision"), narrow_detector(weights="torchvision")
     weights = {
-        key.removeprefix("backbone.").removeprefix("roi_heads."): torch.randn_like(value)
+        key.removeprefix("backbone.").removeprefix("roi_heads."): torch.rand_like(value)
         for key, value in source.state_dict().items()
         if key.startswith(("backbone.", "roi_heads.res5."))
     }
