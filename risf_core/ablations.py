@@ -7,7 +7,7 @@ from pathlib import Path
 from risf_core.bnrl import get_loss
 from risf_core.clip_accuracy import crop_accuracy
 from risf_core.clip_models import LoadedClip
-from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names
+from risf_core.cm_clip import CMCLIP, encode_detections
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections, Similarities
@@ -21,6 +21,7 @@ from risf_core.fine_tuning import (
     fine_tune,
     open_clip_source,
     open_context,
+    rescored,
 )
 from risf_core.params import (
     AblationBnrlParams,
@@ -37,19 +38,29 @@ PAPER_SPACE = "novel+background"
 
 def _stored_cells(params, run) -> Iterator[tuple[FineTuningParams, Path, dict]]:
     """Each stored cell of the fine-tuning runs that ``params`` names: its run's parameters, folder and row key."""
+    data, keys = None, []
     for upstream in run.upstreams("fine_tuning"):
         tuned = FineTuningParams.model_validate(upstream.record["params"])
         if tuned.setting != "fsod":
             raise ParamsError(
                 f"{upstream.run_id}: sweeps are over the setting fsod, this run is {tuned.setting}."
             )
+        data = data or tuned.data
+        if tuned.data != data:
+            raise ParamsError(f"{upstream.run_id}: its data differ from an earlier run's; sweep each apart.")
         for row in upstream.record["rows"]:
             wanted = row["seed"] in (params.seeds or tuned.seeds) and row["loss"] in (
                 params.losses or [row["loss"]]
             )
             if row["rescoring"] == "none" and wanted:
                 names = ("split", "shots", "seed", "loss", "arm", "setting", "repeat")
-                yield tuned, upstream.dir, {name: row[name] for name in names}
+                key = {name: row[name] for name in names}
+                if key in keys:
+                    raise ParamsError(
+                        f"{upstream.run_id}: {key} is in an earlier run, too; name one of them."
+                    )
+                keys.append(key)
+                yield tuned, upstream.dir, key
 
 
 class _Benchmarks:
@@ -92,18 +103,8 @@ def ablate_c(params: AblationCParams, run) -> list[dict]:
                 continue
             metrics = without
             if c < 1:
-                label_space = label_space_names(
-                    space, novel_names=benchmark.novel_names, base_names=benchmark.base_names
-                )
-                changed = apply_cm_clip(
-                    found,
-                    similarities,
-                    c=c,
-                    temperature=tuned.cm_clip.temperature,
-                    label_space=label_space,
-                    rescored_classes=benchmark.novel_names,
-                    score_thresh=tuned.cm_clip.score_thresh,
-                )
+                options = tuned.cm_clip.model_copy(update={"c": c, "label_spaces": (space,)})
+                ((_, changed),) = rescored(found, similarities, benchmark, options)
                 metrics = _novel(evaluator.evaluate(changed))
             run.rows.add(row, metrics)
     return run.rows.as_list()
@@ -154,19 +155,20 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
     """CM-CLIP's gain with each CLIP on the same stored detections (paper setting), beside its accuracy on crops."""
     benchmarks, images = _Benchmarks(), ImageCache()
     cells = list(_stored_cells(params, run))
-    settings = params.cm_clip
+    settings = params.cm_clip.model_copy(update={"label_spaces": (PAPER_SPACE,)})
     for source in params.clips:
         clip_name, clip = open_clip_source(source, run, device=run.device, seed=params.seed)
-        built: dict[int, tuple[CMCLIP, dict]] = {}
+        built: dict[tuple, tuple[CMCLIP, dict]] = {}
         for tuned, folder, key in progress(cells, desc=clip_name, total=len(cells)):
             row = key | {"clip": clip_name} | settings.crop_options()
             if run.rows.done(**row):
                 continue
             benchmark, evaluator = benchmarks.get(tuned)
-            if key["split"] not in built:
+            where = (tuned.data, tuned.split)
+            if where not in built:
                 cm_clip = build_cm_clip(clip, benchmark, settings)
-                built[key["split"]] = cm_clip, _clip_facts(clip, clip_name, benchmark, settings)
-            cm_clip, facts = built[key["split"]]
+                built[where] = cm_clip, _clip_facts(clip, clip_name, benchmark, settings)
+            cm_clip, facts = built[where]
             name = cell_name(key["seed"], key["arm"], key["loss"], key["repeat"])
             found, _ = cut(
                 Detections.load(folder / "detections" / f"{name}.npz"), None, score_thresh=tuned.score_thresh
@@ -174,15 +176,7 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
             similarities = encode_detections(
                 found, evaluator.data, cm_clip, score_thresh=settings.score_thresh, cache=images
             )
-            changed = apply_cm_clip(
-                found,
-                similarities,
-                c=settings.c,
-                temperature=settings.temperature,
-                label_space=label_space_names(PAPER_SPACE, novel_names=benchmark.novel_names),
-                rescored_classes=benchmark.novel_names,
-                score_thresh=settings.score_thresh,
-            )
+            ((_, changed),) = rescored(found, similarities, benchmark, settings)
             without, metrics = _novel(evaluator.evaluate(found)), _novel(evaluator.evaluate(changed))
             gains = {"gain": metrics["nAP50"] - without["nAP50"], "gain_nAP": metrics["nAP"] - without["nAP"]}
             run.rows.add(row, facts | metrics | gains | {"path_only": source.path_only})

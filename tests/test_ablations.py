@@ -118,6 +118,21 @@ def test_sweeps_refuse_gfsod_runs(stored_run):
         ablations.ablate_c(AblationCParams(profile="t", fine_tuning=["x.yaml"]), run)
 
 
+@pytest.mark.parametrize("sweep", ["ablate_c", "compare_clips"])
+def test_sweeps_refuse_runs_whose_rows_would_pass_for_each_other(stored_run, sweep):
+    run, upstream = stored_run
+    kind = {"ablate_c": AblationCParams, "compare_clips": ClipBackbonesParams}[sweep]
+    clips = {"clips": [{"model": "tiny", "path_only": True}]} if sweep == "compare_clips" else {}
+    params = kind(profile="t", fine_tuning=["x.yaml", "y.yaml"], seeds=(0,), **clips)
+    other = FineTuningParams(profile="t", base="x.yaml", data=PictogramData(shots=(1, 5), seed=9))
+    for changed, message in (({}, "is in an earlier run"), (other.model_dump(mode="json"), "data differ")):
+        record = upstream.record | {"params": upstream.record["params"] | changed}
+        second = SimpleNamespace(dir=upstream.dir, run_id="second", record=record)
+        run.upstreams = lambda name, second=second: [upstream, second]
+        with pytest.raises(ParamsError, match=f"second: .*{message}"):
+            getattr(ablations, sweep)(params, run)
+
+
 def test_sweep_of_clips_takes_what_counts_alone(stored_run, monkeypatch):
     """With the right box before the wrong one the gain is the half of what one found object of two gives."""
     run, _ = stored_run
