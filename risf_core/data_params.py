@@ -186,7 +186,8 @@ class VocData(Strictly):
         "published", description="detections with 1 and 3 decimals, as the published evaluator reads them"
     )
     absent: Literal["left_out", "published"] = Field(
-        "left_out", description="a class without an object that counts: outside the means; published: 0"
+        "left_out",
+        description="a class without an object that counts: outside the means; published: 0, NaN by area",
     )
     shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K")
     num_seeds: int = Field(30, ge=1, le=30, description="lists of seeds 0 to this - 1")
