@@ -22,20 +22,70 @@ from typing import Any
 import yaml
 
 from risf_core.detectron2_config import (
+    BNRL_KEYS,
     DATA_NAME,
+    DEFAULTS,
+    FIXED,
+    LOSS_KEYS,
     Config,
     detector,
+    equal,
     fine_tuning,
     rescoring,
     score_thresh,
     solver,
 )
 from risf_core.errors import ParamsError, RisfError
+from risf_core.params import RunRef
 from risf_core.runs.run_specs import load_run, shown
 from risf_core.runs.yaml_files import merge, parse_yaml, project_path
 
 NOTEBOOKS = ("10_base_training", "20_fine_tuning", "21_evaluate")
-TRAINING_KEYS = ("DATALOADER.", "MODEL.BACKBONE.FREEZE", "MODEL.ROI_", "MODEL.RPN.FREEZE", "SOLVER.")
+TRAINING_KEYS = (  # those that say nothing of a finished checkpoint and its test
+    "DATALOADER.ASPECT_RATIO_GROUPING", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "DATALOADER.SAMPLER_TRAIN",
+    "INPUT.CROP.ENABLED", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "INPUT.RANDOM_FLIP",
+    "MODEL.BACKBONE.FREEZE", "MODEL.RPN.FREEZE", "MODEL.ROI_HEADS.FREEZE_FEAT",
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT",
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS",
+    "MODEL.ROI_HEADS.IOU_LABELS", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT",
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE", "MODEL.RPN.BBOX_REG_LOSS_WEIGHT", "MODEL.RPN.BOUNDARY_THRESH",
+    "MODEL.RPN.IOU_LABELS", "MODEL.RPN.IOU_THRESHOLDS", "MODEL.RPN.LOSS_WEIGHT", "MODEL.RPN.POSITIVE_FRACTION",
+    "MODEL.RPN.SMOOTH_L1_BETA", "TEST.PRECISE_BN.ENABLED", *LOSS_KEYS, *BNRL_KEYS.values(),
+    "SOLVER.WEIGHT_DECAY_BIAS", *(key for key in (*DEFAULTS, *FIXED) if key.startswith("SOLVER.")),
+)  # fmt: skip
+BASE_KEYS = {  # what fine-tuning takes from its base model: the field of its detector, the key that says it in a config
+    "block": "MODEL.RESNETS.DEPTH",
+    "stages": "MODEL.RESNETS.DEPTH",
+    "res5_blocks": "MODEL.RESNETS.DEPTH",
+    "stem": "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "stem_width": "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "res2_width": "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "res5_width": "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "norm": "MODEL.RESNETS.NORM",
+    "dilate_res4": "MODEL.RESNETS.OUT_FEATURES",
+    "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "freeze_at": "MODEL.BACKBONE.FREEZE_AT",
+    "anchor_sizes": "MODEL.ANCHOR_GENERATOR.SIZES",
+    "anchor_ratios": "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS",
+    "rpn_pre_nms_train": "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "rpn_pre_nms_test": "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "rpn_post_nms_test": "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "rpn_batch": "MODEL.RPN.BATCH_SIZE_PER_IMAGE",
+    "roi_positive_fraction": "MODEL.ROI_HEADS.POSITIVE_FRACTION",
+    "rpn_gradient_scale": "MODEL.RPN.BACKWARD_SCALE",
+    "class_agnostic_boxes": "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+    "image_order": "INPUT.FORMAT",
+    "min_size": "INPUT.MIN_SIZE_TRAIN",
+    "max_size": "INPUT.MAX_SIZE_TRAIN",
+}
+HEAD_FIELDS = {
+    "rpn_post_nms_train",
+    "roi_batch",
+    "cls_dropout",
+    "roi_gradient_scale",
+}  # of fine-tuning itself
 PLACEHOLDER = "/path/to"  # of the published files, in any case of letters
 
 
@@ -142,14 +192,24 @@ def convert(path: Path, *, notebook: str | None = None) -> Converted:
 def _training_set(config: Config, path: Path) -> dict[str, str]:
     """Parts of the name of the training set."""
     names = config.take("DATASETS.TRAIN")
-    names = names if isinstance(names, list) else [names]
     found = [DATA_NAME.fullmatch(str(name)) for name in names]
     if not found or not all(found):
         raise ParamsError(
             f"{path}: DATASETS.TRAIN is {names}. Expected names such as coco14_trainval_base, "
             "coco14_trainval_novel_10shot_seed0 or voc_2007_trainval_all1_5shot_seed3: they say what is trained."
         )
-    return {key: value or "" for key, value in found[0].groupdict().items()}
+    first, *others = ({key: value or "" for key, value in match.groupdict().items()} for match in found)
+    years = {"voc_2007", "voc_2012"}
+    if any(
+        first | {"data": other["data"]} != other or not {first["data"], other["data"]} <= years
+        for other in others
+    ):
+        raise ParamsError(
+            f"{path}: DATASETS.TRAIN is {names}; expected one set, or the same one of both VOC years."
+        )
+    if first["data"] in years and first["part"] == "base" and {match["data"] for match in found} != years:
+        config.refuse("DATASETS.TRAIN", f"is {names}; here a base training has the images of both years")
+    return first
 
 
 def _seed(config: Config) -> dict[str, int]:
@@ -157,9 +217,7 @@ def _seed(config: Config) -> dict[str, int]:
     if seed >= 0:
         return {"seed": seed}
     if "SEED" in config.values:
-        config.refuse(
-            "SEED", f"is {seed}, another seed at each start; here it is 0 unless -p seed says otherwise"
-        )
+        config.refuse("SEED", f"is {seed}: not repeatable there; here seed 0 is taken, or what -p seed says")
     return {}
 
 
@@ -185,9 +243,7 @@ def _fine_tuning(config: Config, named: dict[str, str], source: str, above: dict
     if "MODEL.WEIGHTS" in config.values:
         weights = config.take("MODEL.WEIGHTS")
         config.refuse("MODEL.WEIGHTS", f"is {weights!r}; here the base model is a run, see base")
-    detector(
-        config
-    )  # architecture and preprocessing are those of the base model; what differs there is named
+    _compare_with_base(config, base)
     values = {"setting": "gfsod" if named["part"] == "all" else "fsod", "base": base}
     if named["shots"]:
         values["shots"] = int(named["shots"])
@@ -198,6 +254,22 @@ def _fine_tuning(config: Config, named: dict[str, str], source: str, above: dict
         config.refuse("DATASETS.TRAIN", f"the seed {seed} is no number; seeds: [0] is taken")
         values["seeds"] = [0]
     return values | fine_tuning(config) | {"solver": solver(config)}
+
+
+def _compare_with_base(config: Config, base: Any) -> None:
+    """Name every key of architecture, preprocessing and RPN that is not as the base model has it."""
+    ref = RunRef.model_validate(base)
+    theirs = load_run(project_path(ref.params), ref.set).params.detector.model_dump()
+    for field, value in detector(config).items():
+        if field in HEAD_FIELDS:
+            continue
+        key, expected = BASE_KEYS[field], theirs[field]
+        if field == "min_size" and expected and sorted(value) == sorted(expected):
+            key, value, expected = "INPUT.MIN_SIZE_TEST", value[-1], expected[-1]
+        if field == "rpn_gradient_scale" and not config.take("MODEL.RPN.ENABLE_DECOUPLE"):
+            key = "MODEL.RPN.ENABLE_DECOUPLE"
+        if not equal(value, expected):
+            config.refuse(key, f"makes {field} {value!r}; the base model, {ref.params}, has {expected!r}")
 
 
 def _evaluate(config: Config, part: str, is_voc: bool) -> dict[str, Any]:
@@ -221,6 +293,11 @@ def text_of(converted: Converted, path: Path) -> str:
     if converted.values.get("clip"):
         head += [
             "# The released code shows CLIP crops in BGR divided by 255: cm_clip: {preprocess: released}."
+        ]
+    is_risf = converted.values.get("clip") or "ce_bg" in converted.values.get("losses", ())
+    if converted.values.get("setting") == "gfsod" and is_risf:
+        head += [
+            "# The released code starts the head of base and novel classes afresh: head: {start: released}."
         ]
     head += [f"# NOT MAPPED {key}: {why}" for key, why in converted.not_mapped.items()]
     head += [f"# without effect here, {key}: {why}" for key, why in converted.without_effect.items()]

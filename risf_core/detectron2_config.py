@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from risf_core.errors import ParamsError
+
 RESNETS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # blocks of res2 to res5
 DEFAULTS: dict[str, Any] = {
     "DATALOADER.ASPECT_RATIO_GROUPING": True,
@@ -20,7 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.MIN_SIZE_TEST": 800,
     "INPUT.MIN_SIZE_TRAIN": (800,),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": ((0.5, 1.0, 2.0),),
-    "MODEL.ANCHOR_GENERATOR.SIZES": ((32, 64, 128, 256, 512),),
+    "MODEL.ANCHOR_GENERATOR.SIZES": ((32.0, 64.0, 128.0, 256.0, 512.0),),
     "MODEL.BACKBONE.FREEZE": False,
     "MODEL.BACKBONE.FREEZE_AT": 3,
     "MODEL.PIXEL_MEAN": (103.53, 116.28, 123.675),
@@ -37,7 +39,9 @@ DEFAULTS: dict[str, Any] = {
     "MODEL.ROI_HEADS.BACKWARD_SCALE": 1.0,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512,
     "MODEL.ROI_HEADS.BG_WEIGHT": 1.0,
+    "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE": "cross_entropy",
     "MODEL.ROI_HEADS.CLS_DROPOUT": False,
+    "MODEL.ROI_HEADS.CLS_LOSS_TYPE": "cross_entropy",
     "MODEL.ROI_HEADS.DROPOUT_RATIO": 0.8,
     "MODEL.ROI_HEADS.ENABLE_DECOUPLE": False,
     "MODEL.ROI_HEADS.EPSILON": 0.0,
@@ -67,6 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER.STEPS": (30000,),
     "SOLVER.WARMUP_ITERS": 1000,
     "SOLVER.WEIGHT_DECAY": 5e-5,
+    "SOLVER.WEIGHT_DECAY_NORM": 0.0,
     "TEST.CMCLIP_ALPHA": 0.7,
     "TEST.CMCLIP_ENABLE": False,
     "TEST.CMCLIP_LOWER": 0.05,
@@ -142,17 +147,22 @@ FIXED: dict[str, Any] = {  # the one value that our detector and its training ha
     "TEST.PCB_ENABLE": False,
     "TEST.PRECISE_BN.ENABLED": False,
 }
-WITHOUT_EFFECT = {  # a key, or the beginning of keys: why
+WITHOUT_EFFECT = {  # why: whole keys, and the parts, with a dot at the end, of which no key has an effect
     "a part that this detector does not have": (
-        "DATASETS.PRECOMPUTED_PROPOSAL_", "DATASETS.PROPOSAL_FILES_", "INPUT.MASK_FORMAT",
-        "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.FPN.", "MODEL.PANOPTIC_FPN.", "MODEL.RESNETS.DEFORM_",
-        "MODEL.RETINANET.", "MODEL.ROI_BOX_CASCADE_HEAD.",
-        "MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.FC_DIM", "MODEL.ROI_BOX_HEAD.FED_LOSS_",
-        "MODEL.ROI_BOX_HEAD.NAME", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_BOX_HEAD.NUM_", "MODEL.ROI_KEYPOINT_HEAD.",
-        "MODEL.ROI_MASK_HEAD.", "MODEL.SEM_SEG_HEAD.", "SOLVER.WEIGHT_DECAY_NORM", "TEST.KEYPOINT_OKS_SIGMAS",
+        "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN",
+        "DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PROPOSAL_FILES_TRAIN", "INPUT.MASK_FORMAT",
+        "MODEL.ANCHOR_GENERATOR.ANGLES", "MODEL.FPN.", "MODEL.PANOPTIC_FPN.", "MODEL.RESNETS.DEFORM_MODULATED",
+        "MODEL.RESNETS.DEFORM_NUM_GROUPS", "MODEL.RETINANET.", "MODEL.ROI_BOX_CASCADE_HEAD.",
+        "MODEL.ROI_BOX_HEAD.CONV_DIM", "MODEL.ROI_BOX_HEAD.FC_DIM", "MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER",
+        "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", "MODEL.ROI_BOX_HEAD.NAME", "MODEL.ROI_BOX_HEAD.NORM",
+        "MODEL.ROI_BOX_HEAD.NUM_CONV", "MODEL.ROI_BOX_HEAD.NUM_FC", "MODEL.ROI_KEYPOINT_HEAD.",
+        "MODEL.ROI_MASK_HEAD.", "MODEL.SEM_SEG_HEAD.", "TEST.KEYPOINT_OKS_SIGMAS",
     ),
     "belongs to what is switched off": (
-        "INPUT.CROP.", "TEST.AUG.", "TEST.PRECISE_BN.", "TEST.PCB_", "SOLVER.CLIP_GRADIENTS.", "DATALOADER.REPEAT_",
+        "INPUT.CROP.SIZE", "INPUT.CROP.TYPE", "TEST.AUG.FLIP", "TEST.AUG.MAX_SIZE", "TEST.AUG.MIN_SIZES",
+        "TEST.PRECISE_BN.NUM_ITER", "TEST.PCB_ALPHA", "TEST.PCB_LOWER", "TEST.PCB_MODELPATH", "TEST.PCB_MODELTYPE",
+        "TEST.PCB_UPPER", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE", "DATALOADER.REPEAT_SQRT", "DATALOADER.REPEAT_THRESHOLD",
         "SOLVER.NUM_DECAYS", "SOLVER.BASE_LR_END", "SOLVER.RESCALE_INTERVAL", *BNRL_KEYS.values(),
     ),
     "changes no number": (
@@ -175,35 +185,43 @@ class Config:
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
         self.mapped: set[str] = set()
-        self.not_mapped: dict[str, str] = {}
+        self.not_mapped: dict[str, list[str]] = {}
         self.unused: dict[str, str] = {}
 
     def take(self, key: str) -> Any:
-        """The value of a key that has a parameter here, the code's default if the config does not give one."""
+        """The value of a key that has a parameter here, the code's default if the config does not give one.
+
+        Raises:
+            ParamsError: If the value is of another kind than the default.
+        """
         self.mapped.add(key)
-        value = self.values.get(key, DEFAULTS.get(key, FIXED.get(key)))
+        default = DEFAULTS[key] if key in DEFAULTS else FIXED[key]
+        value = self.values.get(key, default)
+        if not _fits(value, default):
+            raise ParamsError(f"{key} is {value!r}; expected {_kind(default)}.")
         return list(value) if isinstance(value, tuple | list) else value
 
     def refuse(self, key: str, why: str) -> None:
         """Note that the value of a key could not be mapped, beside what was noted of it before."""
-        known = self.not_mapped.get(key)
-        self.not_mapped[key] = f"{known}; {why}" if known else why
+        notes = self.not_mapped.setdefault(key, [])
+        notes += [why] if why not in notes else []
 
-    def ignore(self, starts: tuple[str, ...], why: str) -> None:
-        """Note that keys that begin so have no effect in what the config is converted to."""
-        self.unused |= {key: why for key in self.values if key.startswith(starts) and key not in self.mapped}
+    def ignore(self, keys: tuple[str, ...], why: str) -> None:
+        """Note that these keys have no effect in what the config is converted to."""
+        self.unused |= {key: why for key in keys if key in self.values and key not in self.mapped}
 
     def report(self) -> tuple[dict[str, str], dict[str, str]]:
         """Every key of the config that has no parameter here: those not mapped and those without effect, and why."""
-        not_mapped, without_effect = dict(self.not_mapped), dict(self.unused)
+        not_mapped = {key: "; ".join(notes) for key, notes in self.not_mapped.items()}
+        without_effect = dict(self.unused)
         for key, value in self.values.items():
             if key in self.mapped or key in not_mapped or key in without_effect:
                 continue
             if key in FIXED:
-                if not _equal(value, FIXED[key]):
+                if not equal(value, FIXED[key]):
                     not_mapped[key] = f"is {value!r}; here it is always {FIXED[key]!r}"
                 continue
-            why = next((why for why, starts in WITHOUT_EFFECT.items() if key.startswith(starts)), None)
+            why = next((why for why, known in WITHOUT_EFFECT.items() if _is_among(key, known)), None)
             if why is None:
                 not_mapped[key] = f"is {value!r}; unknown here"
             else:
@@ -211,10 +229,30 @@ class Config:
         return not_mapped, without_effect
 
 
-def _equal(value: Any, other: Any) -> bool:
+def _is_among(key: str, known: tuple[str, ...]) -> bool:
+    return key in known or key.startswith(tuple(part for part in known if part.endswith(".")))
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value is of the default's kind; a whole number is a number, a tuple is a list."""
+    if isinstance(default, tuple):
+        is_list = isinstance(value, tuple | list)
+        return is_list and all(_fits(item, default[0]) for item in value if default)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, tuple):
+        return f"a list, each item {_kind(default[0])}" if default else "a list"
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[type(default)]
+
+
+def equal(value: Any, other: Any) -> bool:
     """Whether two values are the same, lists and tuples alike."""
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
-        return len(value) == len(other) and all(_equal(*pair) for pair in zip(value, other, strict=True))
+        return len(value) == len(other) and all(equal(*pair) for pair in zip(value, other, strict=True))
     return value == other
 
 
@@ -235,9 +273,11 @@ def detector(config: Config) -> dict[str, Any]:
     values["stride_in_1x1"] = config.take("MODEL.RESNETS.STRIDE_IN_1X1")
     values["freeze_at"] = config.take("MODEL.BACKBONE.FREEZE_AT")
     for name, key in (("anchor_sizes", "SIZES"), ("anchor_ratios", "ASPECT_RATIOS")):
-        (values[name],) = (
-            [float(value) for value in row] for row in config.take(f"MODEL.ANCHOR_GENERATOR.{key}")[:1]
-        )
+        rows = config.take(f"MODEL.ANCHOR_GENERATOR.{key}") or [[]]
+        if len(rows) > 1:
+            why = f"has {len(rows)} rows; here one map of features has anchors, those of the first row are taken"
+            config.refuse(f"MODEL.ANCHOR_GENERATOR.{key}", why)
+        values[name] = [float(value) for value in rows[0]]
     for ours, theirs in (("pre_nms", "PRE_NMS_TOPK"), ("post_nms", "POST_NMS_TOPK")):
         for phase in ("train", "test"):
             values[f"rpn_{ours}_{phase}"] = config.take(f"MODEL.RPN.{theirs}_{phase.upper()}")
@@ -268,7 +308,6 @@ def _dropout(config: Config) -> float:
 
 def _preprocessing(config: Config) -> dict[str, Any]:
     sizes, test = config.take("INPUT.MIN_SIZE_TRAIN"), config.take("INPUT.MIN_SIZE_TEST")
-    sizes = sizes if isinstance(sizes, list) else [sizes]
     if test not in sizes:
         config.refuse("INPUT.MIN_SIZE_TEST", f"is {test}; here it is one of the training sizes {sizes}")
     else:
@@ -289,7 +328,7 @@ def _preprocessing(config: Config) -> dict[str, Any]:
 def solver(config: Config) -> dict[str, Any]:
     """`SolverParams`; with another batch size the schedule follows (`reference_batch`)."""
     steps, last = config.take("SOLVER.STEPS"), config.take("SOLVER.MAX_ITER")
-    steps = [step for step in (steps if isinstance(steps, list) else [steps]) if step < last]
+    steps = [step for step in steps if step < last]
     batch = config.take("SOLVER.IMS_PER_BATCH")
     values = {"iterations": last, "batch_size": batch, "reference_batch": batch}
     values["group_by_aspect"] = config.take("DATALOADER.ASPECT_RATIO_GROUPING")
@@ -299,6 +338,7 @@ def solver(config: Config) -> dict[str, Any]:
     config.mapped.add("SOLVER.WEIGHT_DECAY_BIAS")
     if bias_decay not in (None, values["weight_decay"]):
         config.refuse("SOLVER.WEIGHT_DECAY_BIAS", f"is {bias_decay}; here it is that of the weights")
+    _decay_of_norms(config, values["weight_decay"])
     values |= {"schedule": "multistep", "milestones": steps} if steps else {"schedule": "constant"}
     values |= {
         "gamma": config.take("SOLVER.GAMMA"),
@@ -308,6 +348,17 @@ def solver(config: Config) -> dict[str, Any]:
     values["precision"] = "auto" if config.take("SOLVER.AMP.ENABLED") else "fp32"
     period = config.take("SOLVER.CHECKPOINT_PERIOD")
     return values | {"checkpoint_every": period if period < last else 0}  # beyond the end: none but the last
+
+
+def _decay_of_norms(config: Config, weight_decay: float) -> None:
+    key, norm = "SOLVER.WEIGHT_DECAY_NORM", config.take("MODEL.RESNETS.NORM")
+    decay = config.take(key)
+    if norm != "FrozenBN" and decay != weight_decay:
+        config.refuse(
+            key, f"is {decay}; here the layers of norm {norm} have the weights' decay, {weight_decay}"
+        )
+    elif norm == "FrozenBN" and key in config.values:
+        config.unused[key] = "frozen norms have nothing to train"
 
 
 def fine_tuning(config: Config) -> dict[str, Any]:
@@ -344,6 +395,8 @@ def score_thresh(config: Config) -> dict[str, float]:
 
 def _losses(config: Config) -> list[str]:
     names = [config.take(key) for key in LOSS_KEYS if key in config.values]
+    if len(set(names)) > 1:
+        config.refuse(LOSS_KEYS[1], f"is {names[1]!r}, but {LOSS_KEYS[0]} is {names[0]!r}, which is taken")
     known = {
         "cross_entropy": ["ce"],
         "bnrl_loss": ["bnrl", "ce_bg"],

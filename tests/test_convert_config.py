@@ -1,6 +1,7 @@
 """Configs of DeFRCN and RISF as params files: what is mapped, what is filled in, and that every other key is named."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,18 @@ import pytest
 import yaml
 
 from risf_core import convert_config
-from risf_core.convert_config import convert, flat_keys, main, read_config, write_params
-from risf_core.detectron2_config import BNRL_KEYS, DEFAULTS, FIXED, LOSS_KEYS, WITHOUT_EFFECT
+from risf_core.convert_config import (
+    BASE_KEYS,
+    HEAD_FIELDS,
+    TRAINING_KEYS,
+    convert,
+    flat_keys,
+    main,
+    read_config,
+    text_of,
+    write_params,
+)
+from risf_core.detectron2_config import BNRL_KEYS, DEFAULTS, FIXED, LOSS_KEYS, WITHOUT_EFFECT, _is_among
 from risf_core.errors import ParamsError
 from risf_core.params import DetectorParams, SolverParams
 from risf_core.runs.run_specs import load_run
@@ -66,8 +77,33 @@ SOLVER: {{STEPS: "(10, 13)", MAX_ITER: 15}}
 """
 
 
+PROFILE = {  # the detector of the base training that fine-tuning builds on, as BASE and R-101 make it
+    **{"block": "bottleneck", "stages": [3, 4, 23], "res5_blocks": 3, "stem": "resnet", "stem_width": 64},
+    **{
+        "res2_width": 256,
+        "res5_width": 2048,
+        "norm": "FrozenBN",
+        "dilate_res4": False,
+        "stride_in_1x1": True,
+    },
+    **{"freeze_at": 3, "anchor_sizes": [32.0, 64.0, 128.0, 256.0, 512.0], "rpn_batch": 256, "roi_batch": 512},
+    **{
+        "rpn_pre_nms_train": 12000,
+        "rpn_pre_nms_test": 5000,
+        "rpn_post_nms_train": 2000,
+        "rpn_post_nms_test": 900,
+    },
+    **{"roi_gradient_scale": 0.75, "cls_dropout": 0.0, "pixel_mean": [103.53, 116.28, 123.675]},
+    **{
+        "pixel_std": [1.0, 1.0, 1.0],
+        "image_order": "BGR",
+        "min_size": [700, 600, 800],
+    },  # drawn: no order but the last
+}
+
+
 @pytest.fixture
-def configs(tmp_path):
+def configs(tmp_path, project):
     """Write configs beside a base file: ``configs(name, text)`` gives the path."""
     folder = tmp_path / "configs" / "coco"
     folder.mkdir(parents=True)
@@ -85,11 +121,13 @@ def project(tmp_path, monkeypatch):
     """A project with the profiles' shared files."""
     monkeypatch.setenv("RISF_ROOT", str(tmp_path))
     coco = {"source": "coco", "annotations": "a.json", "images": "images", "novel_classes": ["cat"]}
+    base = {"extends": "shared.yaml", "detector": PROFILE}
     for profile in ("coco", "voc"):
         folder = tmp_path / "params" / profile
         folder.mkdir(parents=True)
         shared = {"profile": profile, "data": coco | {"shots": [1, 5, 10]}}
         (folder / "shared.yaml").write_text(yaml.safe_dump(shared))
+        (folder / "10_base_training.yaml").write_text(yaml.safe_dump(base))
     return tmp_path
 
 
@@ -212,20 +250,180 @@ def test_evaluation_takes_the_checkpoint_and_the_published_cuts(configs):
     ],
 )
 def test_what_has_no_parameter_is_named(configs, change, key):
-    changed = yaml.safe_load(change) | {"_BASE_": "fine.yaml"}
-    configs("fine.yaml", FINE_TUNING)
-    made = convert(configs("changed.yaml", yaml.safe_dump(changed)))
-    assert named(made) == {"MODEL.WEIGHTS", key}
+    assert named(changed(configs, change)) == {"MODEL.WEIGHTS", key}
 
 
 def test_every_key_is_mapped_fixed_or_named_once():
     lists = [set(DEFAULTS) | set(LOSS_KEYS), set(FIXED)]
     assert not lists[0] & lists[1]
     starts = [start for group in WITHOUT_EFFECT.values() for start in group]
-    doubly = {key for key in lists[0] if key.startswith(tuple(starts))}
+    doubly = {key for key in lists[0] if any(_is_among(key, (start,)) for start in starts)}
     # of the number of classes nothing is read; BNRL's letters have an effect with its loss alone
     assert doubly == {"MODEL.ROI_HEADS.NUM_CLASSES", *BNRL_KEYS.values()}
     assert len(set(starts)) == len(starts)
+    assert set(BASE_KEYS) | HEAD_FIELDS == set(DetectorParams.model_fields) - {"backend"}
+    assert set(TRAINING_KEYS) <= {*DEFAULTS, *FIXED, "SOLVER.WEIGHT_DECAY_BIAS"}
+
+
+def changed(configs, change: str, **options):
+    """The fine-tuning config with a few values changed, converted."""
+    configs("fine.yaml", FINE_TUNING)
+    values = yaml.safe_load(change) | {"_BASE_": "fine.yaml"}
+    return convert(configs("changed.yaml", yaml.safe_dump(values)), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "words"),
+    [
+        (
+            "MODEL: {RESNETS: {DEPTH: 50}}",
+            "MODEL.RESNETS.DEPTH",
+            r"stages \[3, 4, 6\]; the base model, params/coco",
+        ),
+        ("MODEL: {RESNETS: {STRIDE_IN_1X1: False}}", "MODEL.RESNETS.STRIDE_IN_1X1", "False; .* has True"),
+        ("MODEL: {RESNETS: {STEM_OUT_CHANNELS: 32}}", "MODEL.RESNETS.STEM_OUT_CHANNELS", "stem_width 32"),
+        (
+            "{MODEL: {RESNETS: {NORM: GN}}, SOLVER: {WEIGHT_DECAY_NORM: 0.0001}}",
+            "MODEL.RESNETS.NORM",
+            "FrozenBN",
+        ),
+        ("MODEL: {PIXEL_MEAN: [1.0, 2.0, 3.0]}", "MODEL.PIXEL_MEAN", "103.53"),
+        ("MODEL: {PIXEL_STD: [57.0, 57.0, 58.0]}", "MODEL.PIXEL_STD", "57.0"),
+        ("INPUT: {FORMAT: RGB}", "INPUT.FORMAT", "'RGB'; .* has 'BGR'"),
+        ("INPUT: {MIN_SIZE_TRAIN: [400, 800]}", "INPUT.MIN_SIZE_TRAIN", "400, 800"),
+        ("INPUT: {MIN_SIZE_TEST: 700}", "INPUT.MIN_SIZE_TEST", "700; .* has 800"),
+        ("INPUT: {MAX_SIZE_TRAIN: 700, MAX_SIZE_TEST: 700}", "INPUT.MAX_SIZE_TRAIN", "max_size 700"),
+        ("MODEL: {BACKBONE: {FREEZE_AT: 1}}", "MODEL.BACKBONE.FREEZE_AT", "freeze_at 1"),
+        ("MODEL: {RPN: {BACKWARD_SCALE: 0.5}}", "MODEL.RPN.BACKWARD_SCALE", "0.5; .* has 0.0"),
+        ("MODEL: {RPN: {POST_NMS_TOPK_TEST: 300}}", "MODEL.RPN.POST_NMS_TOPK_TEST", "300; .* has 900"),
+        ("MODEL: {RPN: {PRE_NMS_TOPK_TEST: 1000}}", "MODEL.RPN.PRE_NMS_TOPK_TEST", "1000; .* has 5000"),
+        ("MODEL: {RPN: {PRE_NMS_TOPK_TRAIN: 100}}", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "100; .* has 12000"),
+        ("MODEL: {RPN: {BATCH_SIZE_PER_IMAGE: 64}}", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "64; .* has 256"),
+        ("MODEL: {ROI_HEADS: {POSITIVE_FRACTION: 0.5}}", "MODEL.ROI_HEADS.POSITIVE_FRACTION", "has 0.25"),
+        (
+            "MODEL: {ROI_BOX_HEAD: {CLS_AGNOSTIC_BBOX_REG: True}}",
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+            "True",
+        ),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [[16, 32]]}}", "MODEL.ANCHOR_GENERATOR.SIZES", "16.0, 32.0"),
+        ("MODEL: {ANCHOR_GENERATOR: {ASPECT_RATIOS: [[1]]}}", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "1.0"),
+    ],
+)
+def test_fine_tuning_names_what_its_base_model_has_otherwise(configs, change, key, words):
+    made = changed(configs, change)
+    assert named(made) == {"MODEL.WEIGHTS", key}
+    assert re.search(words, made.not_mapped[key])
+
+
+def test_a_default_that_the_base_model_does_not_have_is_named(configs):
+    made = convert(configs("fine.yaml", FINE_TUNING.replace("RESNETS: {DEPTH: 101}", "RESNETS: {}")))
+    assert "MODEL.RESNETS.DEPTH" in made.not_mapped  # R-50 without a word
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("MODEL: {ROI_HEADS: {NMS_THRESH_TEST: 0.3}}", "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
+        ("MODEL: {ROI_HEADS: {OUTPUT_LAYER: CosineSimOutputLayers}}", "MODEL.ROI_HEADS.OUTPUT_LAYER"),
+        ("MODEL: {ROI_HEADS: {NAME: StandardROIHeads}}", "MODEL.ROI_HEADS.NAME"),
+        ("MODEL: {ROI_BOX_HEAD: {POOLER_RESOLUTION: 14}}", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"),
+        ("MODEL: {ROI_BOX_HEAD: {POOLER_TYPE: ROIAlign}}", "MODEL.ROI_BOX_HEAD.POOLER_TYPE"),
+        ("MODEL: {ROI_BOX_HEAD: {USE_SIGMOID_CE: True}}", "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE"),
+        ("MODEL: {ROI_HEADS: {OUTPUT_LAYR: x}}", "MODEL.ROI_HEADS.OUTPUT_LAYR"),
+        ("SOLVER: {STEP: 3}", "SOLVER.STEP"),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [[16], [32]]}}", "MODEL.ANCHOR_GENERATOR.SIZES"),
+        ("MODEL: {ANCHOR_GENERATOR: {ASPECT_RATIOS: [[1], [2]]}}", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+        ("VERSIONX: 3", "VERSIONX"),
+        ("OUTPUT_DIRX: here", "OUTPUT_DIRX"),
+        ("TEST: {PCB_ALFA: 0.5}", "TEST.PCB_ALFA"),
+    ],
+)
+def test_evaluation_names_every_key_of_testing_and_every_unknown_one(configs, change, key):
+    made = changed(configs, change, notebook="21_evaluate")
+    assert named(made) == {key} and key not in made.without_effect
+
+
+def test_evaluation_has_no_use_for_keys_of_training(configs):
+    change = "{SOLVER: {LR_SCHEDULER_NAME: X, WEIGHT_DECAY_NORM: 1.0}, MODEL: {ROI_HEADS: {PROPOSAL_APPEND_GT: False}}}"
+    made = changed(configs, change, notebook="21_evaluate")
+    training = {key for key, why in made.without_effect.items() if why == "of training alone"}
+    assert not named(made) and {"MODEL.ROI_HEADS.FREEZE_FEAT", "MODEL.ROI_HEADS.ALPHA"} < training
+    keys = {"SOLVER.LR_SCHEDULER_NAME", "SOLVER.WEIGHT_DECAY_NORM", "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT"}
+    assert keys < training
+
+
+def test_training_sets_are_one_and_of_both_years(configs):
+    text = BASE_TRAINING.format(weights="data/R-50.pkl")
+    for wrong in (
+        "'voc_2012_trainval_base3'",
+        "'coco14_trainval_base'",
+        "'voc_2012_trainval_novel2_5shot_seed0'",
+    ):
+        with pytest.raises(ParamsError, match="expected one set, or the same one of both VOC years"):
+            convert(configs("base.yaml", text.replace("'voc_2012_trainval_base2'", wrong)))
+    made = convert(configs("base.yaml", text.replace("'voc_2012_trainval_base2'", "")))
+    assert "both years" in made.not_mapped["DATASETS.TRAIN"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("SEED: abc", "SEED is 'abc'; expected a whole number"),
+        ("SEED: 1.5", "SEED is 1.5; expected a whole number"),
+        ("SOLVER: {MAX_ITER: x}", "SOLVER.MAX_ITER is 'x'; expected a whole number"),
+        ("SOLVER: {MAX_ITER: True}", "SOLVER.MAX_ITER is True; expected a whole number"),
+        ("SOLVER: {BASE_LR: [1]}", "SOLVER.BASE_LR is .*; expected a number"),
+        ("SOLVER: {STEPS: 3}", "SOLVER.STEPS is 3; expected a list, each item a whole number"),
+        ("SOLVER: {AMP: {ENABLED: 1}}", "SOLVER.AMP.ENABLED is 1; expected True or False"),
+        ("DATASETS: {TRAIN: 3}", "DATASETS.TRAIN is 3; expected a list"),
+        (
+            "MODEL: {ANCHOR_GENERATOR: {SIZES: 3}}",
+            "SIZES is 3; expected a list, each item a list, each item a number",
+        ),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [3]}}", "MODEL.ANCHOR_GENERATOR.SIZES is .3.; expected a list"),
+        ("MODEL: {PIXEL_MEAN: null}", "MODEL.PIXEL_MEAN is None; expected a list, each item a number"),
+        ("MODEL: {PIXEL_MEAN: [[1], 2, 3]}", "MODEL.PIXEL_MEAN is .*; expected a list, each item a number"),
+        ("MODEL: {ROI_HEADS: {CLS_LOSS_TYPE: [x]}}", "MODEL.ROI_HEADS.CLS_LOSS_TYPE is .'x'.; expected text"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_by_name(configs, change, message):
+    with pytest.raises(ParamsError, match=message):
+        changed(configs, change)
+
+
+def test_no_row_of_anchors_is_an_empty_row(configs):
+    made = changed(configs, "MODEL: {ANCHOR_GENERATOR: {SIZES: []}}")
+    assert "MODEL.ANCHOR_GENERATOR.SIZES" in made.not_mapped
+
+
+def test_a_note_stands_once_and_seed_and_losses_have_theirs(configs):
+    made = changed(configs, "{SEED: -1, MODEL: {ROI_HEADS: {ENABLE_DECOUPLE: False}}}")
+    assert made.not_mapped["MODEL.ROI_HEADS.ENABLE_DECOUPLE"].count("affine layer") == 1
+    assert "not repeatable there; here seed 0" in made.not_mapped["SEED"] and "seed" not in made.values
+    assert changed(configs, "SEED: 7").values["seed"] == 7
+    made = changed(configs, "MODEL: {ROI_BOX_HEAD: {CLS_LOSS_TYPE: cross_entropy}}")
+    assert "which is taken" in made.not_mapped["MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "decay", "is_named"),
+    [("FrozenBN", 0.5, False), ("BN", 0.0, True), ("GN", 0.0, True), ("BN", 1e-4, False)],
+)
+def test_decay_of_norms_matters_where_norms_are_trained(configs, norm, decay, is_named):
+    change = {"MODEL": {"RESNETS": {"NORM": norm}}, "SOLVER": {"WEIGHT_DECAY_NORM": decay}}
+    made = changed(configs, yaml.safe_dump(change))
+    key = "SOLVER.WEIGHT_DECAY_NORM"
+    assert (key in made.not_mapped) == is_named
+    assert ("frozen" in made.without_effect.get(key, "")) == (norm == "FrozenBN")
+
+
+def test_head_of_the_file_says_how_the_released_code_starts_a_head(configs):
+    path, words = configs("gfsod.yaml", FINE_TUNING), "head: {start: released}"
+    assert words in text_of(convert(path), path)
+    for old, new in (("_all_", "_novel_"), ("CMCLIP_ENABLE: True", "CMCLIP_ENABLE: False")):
+        text = FINE_TUNING.replace(old, new).replace("bnrl_loss", "cross_entropy")
+        path = configs("other.yaml", text)
+        assert words not in text_of(convert(path), path)
 
 
 def test_bases_are_laid_under_and_may_not_go_in_circles(configs):
@@ -283,7 +481,8 @@ def test_whole_config_of_the_released_code_is_accounted_for():
     values = made.values
     assert (values["setting"], values["shots"], values["seeds"]) == ("fsod", 10, [0])
     assert values["head"]["roi_gradient_scale"] == 0.01 and values["losses"] == ["bnrl", "ce_bg"]
-    expected = {"MODEL.WEIGHTS", "SEED"}
+    # of a quarter of the width, and not as the base model of params/coco is
+    expected = {"MODEL.WEIGHTS", "SEED", "MODEL.RESNETS.STEM_OUT_CHANNELS", "MODEL.RESNETS.RES2_OUT_CHANNELS"}
     assert set(made.not_mapped) == expected
     config = convert_config.Config(flat_keys(read_config(Path(REFERENCE) / "model_r101_quarter_cfg.yaml")))
     detector = DetectorParams.model_validate(convert_config.detector(config))
