@@ -15,6 +15,7 @@ from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.pretrained import MAY_BE_MISSING, load_pretrained
 from risf_core.errors import ParamsError
 from risf_core.evaluation import proposal_recall
+from risf_core.fine_tuning import cut
 from risf_core.params import BaseTrainingParams, PictogramData
 from risf_core.precision import resolve_precision
 from risf_core.runs.yaml_files import project_path
@@ -89,7 +90,8 @@ def evaluate_base_model(detector: FasterRCNN, benchmark: Benchmark, *, score_thr
         groups["base"] = benchmark.base_names
         test = benchmark.test.select_classes(benchmark.base_names)
         evaluator = evaluator_for(test, groups={"base": benchmark.base_names}, **benchmark.evaluation)
-        metrics = evaluator.evaluate(detect_images(detector, test).above(score_thresh))
+        found, _ = cut(detect_images(detector, test), None, score_thresh=score_thresh)
+        metrics = evaluator.evaluate(found)
     proposals = propose_boxes(detector, benchmark.test)
     for group, names in groups.items():
         metrics[f"recall_{group}_at_100"] = proposal_recall(

@@ -50,16 +50,6 @@ def loss_name(spec: str) -> str:
     return f"{Path(path).stem}:{function}" if function in BUILT_IN_LOSSES else function
 
 
-def loss_file_hash(spec: str) -> str | None:
-    """SHA-256 of the user's file as hex digits; None for a built-in loss.
-
-    Raises:
-        ParamsError: If the name is unknown or the file does not exist.
-    """
-    check_loss_name(spec)
-    return hashlib.sha256(_find_file(spec).read_bytes()).hexdigest() if is_custom(spec) else None
-
-
 def load_custom_loss(spec: str) -> Callable:
     """Import ``path/to/file.py:function`` and check its contract on random RoIs before anything is trained.
 

@@ -103,10 +103,6 @@ class Detections:
             raise DataError(f"detections: mask is {mask.dtype} {mask.shape}; expected bool ({len(self)},).")
         return replace(self, **{name: getattr(self, name)[mask] for name in ARRAY_TYPES})
 
-    def above(self, score_thresh: float) -> Detections:
-        """The detections with a score greater than the threshold."""
-        return self.keep(self.scores > score_thresh)
-
     def top(self, max_per_image: int) -> Detections:
         """The best detections of each image, all classes together."""
         start = np.searchsorted(self.image_ids, self.image_ids)  # [D], where the own image begins

@@ -117,7 +117,9 @@ class SolverParams(Strictly):
     gamma: float = Field(0.1, gt=0, le=1, description="factor at each milestone")
     warmup: int = Field(0, ge=0, description="linear warm-up steps")
     clip_norm: float | None = Field(10.0, gt=0, description="largest norm of the gradient; null: unclipped")
-    precision: Precision = Field("auto", description="auto takes bf16 where a probe finds it faster")
+    precision: Precision = Field(
+        "auto", description="auto: bf16 where the processor computes in it, else fp32"
+    )
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: none but the last")
     reference_batch: Count | None = Field(
         None,
@@ -403,7 +405,9 @@ class FineTuningParams(FewShotParams):
     # published: all_but_res5
     trainable: Literal["box_head", "head_and_rpn", "all_but_res5", "all"] = "box_head"
     cached: bool = Field(True, description="train the box head from cached features of frozen layers")
-    repeats: int = Field(1, ge=1, le=100, description="trainings of each draw; published fsod: seed 0, 10 times")
+    repeats: int = Field(
+        1, ge=1, le=100, description="trainings of each draw; published fsod: seed 0, 10 times"
+    )
     keep_weights: bool = Field(False, description="keep each fine-tuned detector, for 21_evaluate")
 
     def label(self) -> str:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from risf_core.bnrl import bnrl_loss, cross_entropy, get_loss, log_probs_and_complements
-from risf_core.custom_loss import check_loss_name, loss_file_hash, loss_name
+from risf_core.custom_loss import check_loss_name, loss_name
 from risf_core.errors import ParamsError, RisfError, ShapeError
 
 EXCERPT = Path(__file__).parent / "data_reference" / "bnrl_cases.npz"
@@ -400,12 +400,10 @@ def test_own_file_is_read_anew_when_its_content_changes(tmp_path):
     path.write_text(FOCAL)
     spec = f"{path}:focal"
     logits, labels = random_rois()
-    before, hash_before = get_loss(spec)(logits, labels), loss_file_hash(spec)
+    before = get_loss(spec)(logits, labels)
     path.write_text(FOCAL.replace("gamma=2.0", "gamma=0.0"))
-    assert loss_file_hash(spec) != hash_before and len(hash_before) == 64
     torch.testing.assert_close(get_loss(spec)(logits, labels), F.cross_entropy(logits, labels))
     assert not torch.equal(before, get_loss(spec)(logits, labels))
-    assert loss_file_hash("ce") is None
 
 
 CE = "torch.nn.functional.cross_entropy(logits, labels)"
@@ -462,8 +460,6 @@ def test_file_without_the_function_is_refused(tmp_path, source, name, message):
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(ParamsError, match="there is no file"):
         get_loss(f"{tmp_path / 'none.py'}:idea")
-    with pytest.raises(ParamsError, match="there is no file"):
-        loss_file_hash("none.py:idea")
 
 
 def test_a_relative_path_starts_from_the_project_wherever_one_works(tmp_path, monkeypatch):

@@ -294,7 +294,7 @@ def test_threshold_and_classes_decide_what_is_encoded(tmp_path):
 
 def test_no_detection_at_all_is_fine(tmp_path):
     detections, data = stored(tmp_path)
-    nothing = detections.above(0.99)
+    nothing = detections.keep(detections.scores > 0.99)
     assert len(encode_detections(nothing, data, color_clip())) == 0
     weak = detections.with_scores(detections.scores / 100)
     similarities = encode_detections(weak, data, color_clip())
@@ -413,7 +413,7 @@ def test_files_that_do_not_belong_together_are_refused():
     with pytest.raises(DataError, match="1 detections to re-score were not encoded"):
         apply_cm_clip(detections, similarities, score_thresh=0.01, label_space=space)
     with pytest.raises(DataError, match="not the same run"):
-        apply_cm_clip(detections.above(0.1), similarities, label_space=space)
+        apply_cm_clip(detections.keep(detections.scores > 0.1), similarities, label_space=space)
     with pytest.raises(DataError, match="'green' is re-scored"):
         apply_cm_clip(detections, similarities, label_space=("red", "background"))
     with pytest.raises(DataError, match="no column for 'blue'"):

@@ -62,14 +62,23 @@ def test_types_are_the_stored_ones_and_inputs_stay():
     assert scores.tolist() == [0.1, 0.9] and detections.scores[0] == np.float32(0.9)
 
 
-def test_above_is_strict_and_top_counts_all_classes_of_an_image():
+def test_top_counts_all_classes_of_an_image():
     detections = make()
-    assert detections.above(0.3).scores.tolist() == pytest.approx([0.8, 0.9])
-    assert detections.above(0.29).scores.tolist() == pytest.approx([0.8, 0.3, 0.3, 0.9])
     best = detections.top(2)
     assert best.image_ids.tolist() == [1, 1, 2] and best.labels.tolist() == [0, 0, 0]
     assert detections.top(1).scores.tolist() == pytest.approx([0.8, 0.9])
     assert len(detections.top(0)) == 0 and detections.top(3) is detections
+
+
+def test_what_counts_is_strictly_above_and_then_the_best_of_its_image():
+    detections = make()
+    for score_thresh, most, scores in (
+        (0.3, 3, [0.8, 0.9]),
+        (0.29, 3, [0.8, 0.3, 0.3, 0.9]),
+        (0.29, 1, [0.8, 0.9]),
+    ):
+        counts = detections.counting(score_thresh=score_thresh, max_per_image=most)
+        assert detections.keep(counts).scores.tolist() == pytest.approx(scores)
 
 
 def test_new_scores_give_a_new_order_and_leave_the_old_object():
@@ -95,7 +104,7 @@ def test_from_images_takes_the_detectors_tensors():
     np.testing.assert_array_equal(detections.class_scores[0], one["class_scores"][1].numpy())
     for outputs in ([nothing], []):
         empty = Detections.from_images(list(range(len(outputs))), outputs, CLASSES)
-        assert len(empty) == 0 and empty.class_scores.shape == (0, 3) and len(empty.top(5).above(0.1)) == 0
+        assert len(empty) == 0 and empty.class_scores.shape == (0, 3) and len(empty.top(5)) == 0
     with pytest.raises(DataError, match="2 image ids \\(1 different\\) for 2 outputs"):
         Detections.from_images([7, 7], [one, one], CLASSES)
 

@@ -119,19 +119,6 @@ TEST_ONLY_DESIGNS: dict[str, tuple[int, ...]] = {  # never in the captioned corp
 
 MASK_SIZE = 128  # pixels of the largest cached mask; halves of it serve small objects
 GLYPH_EXTENT = 108  # the longer side of the glyph in it
-COLOR_WORDS = (
-    "black",
-    "white",
-    "gray",
-    "red",
-    "orange",
-    "brown",
-    "yellow",
-    "green",
-    "blue",
-    "purple",
-    "pink",
-)
 
 
 def corpus_designs(concept: str) -> tuple[int, ...]:
