@@ -32,6 +32,7 @@ from risf_core.head_training import (
 )
 from risf_core.params import BaseTrainingParams, ClipSource, CmClipParams, FewShotParams, FineTuningParams
 from risf_core.progress import progress
+from risf_core.runs.state import data_hash
 from risf_core.training import seed_everything, step_seed, train_detector
 from risf_core.voc_evaluation import evaluator_for
 
@@ -134,7 +135,8 @@ def open_context(params: FewShotParams, run) -> FewShotContext:
     base = BaseTrainingParams.model_validate(upstream.record["params"])
     benchmark = open_benchmark(params.data, split=params.split)
     state = read_checkpoint(upstream.dir / "model.pth")["model"]
-    regions = upstream.dir / f"regions-{upstream.record['state_hash'][:8]}-{benchmark.hash[:8]}"
+    hashes = upstream.record["state_hash"], benchmark.hash, data_hash(params)
+    regions = upstream.dir / "-".join(["regions", *(value[:8] for value in hashes)])
     return FewShotContext(params, benchmark, base, state, regions, torch.device(run.device))
 
 

@@ -75,48 +75,45 @@ def extract_region_features(
     data: DetectionData,
     *,
     training: bool,
-    batch_size: int = 8,
     desc: str = "region features",
 ) -> RegionFeatures:
     """Proposals and pooled features of every image; in ``training`` also mirrored, and of the annotated boxes.
 
-    ``training`` uses the detector's training numbers of proposals, else those of testing.
+    ``training`` uses the detector's training numbers of proposals, else those of testing. Images go through one at a
+    time, as in detection: padding to a common size would change the numbers.
     """
     detector.train(training)
     parts: dict[str, list] = {key: [] for key in RegionFeatures.__dataclass_fields__}
-    device = detector.pixel_mean.device
     mirrors = (False, True) if training else (False,)
-    starts = range(0, len(data), batch_size)
-    for start in progress(starts, desc=desc, total=len(starts)):
-        indices = list(range(start, min(start + batch_size, len(data))))
+    for index in progress(range(len(data)), desc=desc, unit="image"):
         for flip in mirrors:
-            images, targets = load_batch(data, indices, flips=[flip] * len(indices))
-            resized = [detector.resize(image) for image in images]
-            batch, sizes = detector.batch([image.to(device) for image in resized])
-            features = detector.backbone(batch)
-            proposals, _ = detector.proposals(features, sizes)
-            for i, index in enumerate(indices):
-                boxes = proposals[i][0]
-                ratio = torch.tensor(
-                    [sizes[i][1] / images[i].shape[2], sizes[i][0] / images[i].shape[1]]
-                ).repeat(2)
-                gt_boxes = (targets[i]["boxes"] * ratio).to(device) if training else boxes[:0]
-                pooled = detector.region_features(features[i : i + 1], [torch.cat([boxes, gt_boxes])])
-                values = {
-                    "image_ids": [data.images[index].image_id],
-                    "flipped": [flip],
-                    "sizes": [sizes[i]],
-                    "output_sizes": [tuple(images[i].shape[-2:])],
-                    "counts": [len(boxes)],
-                    "gt_counts": [len(gt_boxes)],
-                    "boxes": boxes.cpu().numpy(),
-                    "features": pooled[: len(boxes)].cpu().numpy(),
-                    "gt_boxes": gt_boxes.cpu().numpy(),
-                    "gt_features": pooled[len(boxes) :].cpu().numpy(),
-                }
-                for key, value in values.items():
-                    parts[key].append(np.asarray(value))
+            (image,), (target,) = load_batch(data, [index], flips=[flip])
+            values = _regions_of(detector, image, target["boxes"] if training else target["boxes"][:0])
+            values |= {"image_ids": [data.images[index].image_id], "flipped": [flip]}
+            for key, value in values.items():
+                parts[key].append(np.asarray(value))
     return RegionFeatures(**{key: np.concatenate(values) for key, values in parts.items()})
+
+
+def _regions_of(detector: FasterRCNN, image: torch.Tensor, gt_boxes: torch.Tensor) -> dict[str, object]:
+    """What ``RegionFeatures`` holds of one image [3, H, W]; annotated boxes [N, 4] in its own pixels."""
+    device = detector.pixel_mean.device
+    batch, sizes = detector.batch([detector.resize(image.to(device))])
+    features = detector.backbone(batch)
+    boxes, _ = detector.proposals(features, sizes)[0][0]
+    (height, width), own = sizes[0], image.shape[-2:]
+    gt_boxes = (gt_boxes * torch.tensor([width / own[1], height / own[0]]).repeat(2)).to(device)
+    pooled = detector.region_features(features, [torch.cat([boxes, gt_boxes])])
+    return {
+        "sizes": sizes,
+        "output_sizes": [tuple(own)],
+        "counts": [len(boxes)],
+        "gt_counts": [len(gt_boxes)],
+        "boxes": boxes.cpu().numpy(),
+        "features": pooled[: len(boxes)].cpu().numpy(),
+        "gt_boxes": gt_boxes.cpu().numpy(),
+        "gt_features": pooled[len(boxes) :].cpu().numpy(),
+    }
 
 
 def cached_region_features(path: Path, compute: Callable[[], RegionFeatures]) -> RegionFeatures:

@@ -1,9 +1,13 @@
 """Training the box head on cached features equals training it through the whole frozen detector."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from risf_core.detecting import detect_images
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import CheckpointError
 from risf_core.head_training import (
@@ -49,8 +53,6 @@ def test_cached_training_equals_training_through_the_detector(square_data, chang
 
 
 def test_fewer_shots_use_the_same_cache(square_data):  # noqa: F811
-    from dataclasses import replace
-
     detector = _detector()
     cache = extract_region_features(detector, square_data, training=True)
     fewer = replace(square_data, images=square_data.images[2:4])
@@ -68,8 +70,6 @@ def test_fewer_shots_use_the_same_cache(square_data):  # noqa: F811
 
 
 def test_unknown_image_or_box_is_refused(square_data):  # noqa: F811
-    from dataclasses import replace
-
     cache = extract_region_features(
         _detector(), replace(square_data, images=square_data.images[:2]), training=True
     )
@@ -81,18 +81,21 @@ def test_unknown_image_or_box_is_refused(square_data):  # noqa: F811
 
 
 def test_detections_from_features_equal_the_detector(square_data):  # noqa: F811
-    from risf_core.data.loader import load_batch
-
+    """Also for images of several sizes: nothing is padded to the size of another."""
+    records = []
+    for number, record in enumerate(square_data.images):
+        height, width = (64, 96, 64)[number % 3], (64, 64, 110)[number % 3]
+        with Image.open(record.path) as image:
+            image.resize((width, height)).save(record.path)
+        records.append(replace(record, height=height, width=width))
+    data = replace(square_data, images=tuple(records))
     detector = _detector(min_size=(96,))
-    cache = extract_region_features(detector, square_data, training=False)
-    stored = detect_from_features(detector.roi_heads.box_predictor, cache, square_data.class_names)
-    images, _ = load_batch(square_data, range(6))
-    direct = detector.eval()(images)
-    for i, found in enumerate(direct):
-        mine = stored.keep(stored.image_ids == i + 1)
-        assert len(mine) == len(found["scores"]) > 0
-        # near-equal scores may swap places between batches: compare sorted
-        assert np.allclose(np.sort(mine.scores), np.sort(found["scores"].numpy()), atol=1e-5)
+    cache = extract_region_features(detector, data, training=False)
+    stored = detect_from_features(detector.roi_heads.box_predictor, cache, data.class_names)
+    direct = detect_images(detector, data)
+    assert len(stored) == len(direct) > 0
+    for name in ("image_ids", "labels", "boxes", "scores"):
+        np.testing.assert_allclose(getattr(stored, name), getattr(direct, name), rtol=1e-6, err_msg=name)
 
 
 def test_cache_file_is_computed_once_and_checked(tmp_path, square_data):  # noqa: F811

@@ -157,13 +157,39 @@ def test_the_state_holds_the_annotations_of_a_folder(project):
     (project / "cards" / "more").mkdir(parents=True)
     (project / "cards" / "a.xml").write_text("<a/>")
     before = state.state_hash(params)
-    (project / "cards" / "a.jpg").write_bytes(b"an image: not read here")
-    assert state.state_hash(params) == before
     (project / "cards" / "a.xml").write_text("<annotation/>")
     changed = state.state_hash(params)
     assert changed != before
     (project / "cards" / "more" / "b.xml").write_text("<a/>")
     assert state.state_hash(params) not in (before, changed)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"source": "xml", "images": "cards", "novel_classes": ["ace"]},
+        {"source": "voc", "voc2007": "devkit", "voc2012": None, "splits": "lists"},
+    ],
+    ids=["xml", "voc"],
+)
+def test_the_state_holds_names_and_sizes_of_images(project, data):
+    """Their content is not read; that a folder is looked at once in a process is undone here."""
+    for folder in ("cards/more", "devkit/JPEGImages", "devkit/Annotations", "devkit/ImageSets/Main", "lists"):
+        (project / folder).mkdir(parents=True)
+    image = project / ("cards/more" if data["source"] == "xml" else "devkit/JPEGImages") / "a.jpg"
+    params = CheckSetupParams(profile="smoke", data=data)
+
+    def looked_at_anew():
+        state._names_and_sizes.cache_clear()
+        return state.state_hash(params)
+
+    states = [looked_at_anew()]
+    for content in (b"1234", b"12345"):
+        image.write_bytes(content)
+        states.append(looked_at_anew())
+    image.rename(image.with_name("b.jpg"))
+    states.append(looked_at_anew())
+    assert len(set(states)) == 4 and looked_at_anew() == states[-1]
 
 
 def _write_record(params, /, **changes):

@@ -7,6 +7,7 @@ finished when its record holds its current state hash. Comments and docstrings c
 import ast
 import hashlib
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def run_id(params: NotebookParams) -> str:
 
 
 def data_hash(params: NotebookParams) -> str:
-    """Hash of the data's description and, where the data are files of the user, of the annotation files.
+    """Hash of the data's description and, where the data are files of the user, of these.
+
+    Annotations count by content, images by name and size: reading every image anew would take minutes.
 
     Raises:
         DataError: If an annotation file or folder is missing.
@@ -67,7 +70,25 @@ def data_hash(params: NotebookParams) -> str:
         if not path.exists():
             raise DataError(f"{path}: no such annotation file or folder; correct the path under data.")
     files = {name: _folder_hash(path) if path.is_dir() else _file_hash(path) for name, path in paths.items()}
-    return digest({"data": params.data.model_dump(mode="json", exclude={"root"}), "files": files})
+    folders = [_names_and_sizes(project_path(name)) for name in _image_folders(params.data)]
+    description = params.data.model_dump(mode="json", exclude={"root"})
+    return digest({"data": description, "files": files, "images": folders})
+
+
+def _image_folders(data: Any) -> list[str]:
+    """The folders of the user's images, as the parameters name them."""
+    names = [getattr(data, name, None) for name in ("images", "test_images")]
+    names += [
+        f"{devkit}/JPEGImages" for name in ("voc2007", "voc2012") if (devkit := getattr(data, name, None))
+    ]
+    return [name for name in names if name is not None]
+
+
+@cache
+def _names_and_sizes(folder: Path) -> str:
+    """Hash over name and size of every file in a folder and below; of a folder that is not there, too."""
+    files = [os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names]
+    return digest(sorted((os.path.relpath(path, folder), os.path.getsize(path)) for path in files))
 
 
 def state_hash(params: NotebookParams, notebook: Path | None = None) -> str:
