@@ -10,14 +10,12 @@ from risf_core.clip_models import LoadedClip
 from risf_core.cm_clip import CMCLIP, encode_detections
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.loader import ImageCache
-from risf_core.detections import Detections, Similarities
+from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
 from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator
 from risf_core.fine_tuning import (
-    MAX_DETECTIONS,
     build_cm_clip,
     cell_name,
-    cut,
     fine_tune,
     open_clip_source,
     open_context,

@@ -9,13 +9,13 @@ from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.left_out import left_out_of_training
 from risf_core.data.world import build_world
 from risf_core.detecting import detect_images, propose_boxes
+from risf_core.detections import cut
 from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import HEAD, save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.detector.pretrained import MAY_BE_MISSING, load_pretrained
 from risf_core.errors import ParamsError
 from risf_core.evaluation import proposal_recall
-from risf_core.fine_tuning import cut
 from risf_core.params import BaseTrainingParams, PictogramData
 from risf_core.precision import resolve_precision
 from risf_core.runs.yaml_files import project_path

@@ -1,8 +1,8 @@
 """Stored detections and similarities: every step after the detector is a filter on these two files.
 
 Detections are stored far below the published cuts (score > 0.001, at most 300 an image). The published ones
-(score > 0.05, the best 100 of an image) are `Detections.above` and `Detections.top`, so a sweep over them, over c
-or over the label space costs no forward pass.
+(score > 0.05, the best 100 of an image) are made by `cut`, so a sweep over them, over c or over the label space costs
+no forward pass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 
 from risf_core.errors import DataError
 
+MAX_DETECTIONS = 100  # an image, for every loss and re-scoring alike (COCO's maxDets)
 ARRAY_TYPES = {
     "image_ids": np.int64,
     "boxes": np.float32,
@@ -296,3 +297,15 @@ def _named(path: str | Path) -> Iterator[None]:
         yield
     except (DataError, ValueError) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def cut(
+    detections: Detections,
+    similarities: Similarities | None,
+    *,
+    score_thresh: float,
+    max_detections: int = MAX_DETECTIONS,
+) -> tuple[Detections, Similarities | None]:
+    """The detections that count, with their similarities; published code cuts before it re-scores."""
+    counts = detections.counting(score_thresh=score_thresh, max_per_image=max_detections)
+    return detections.keep(counts), None if similarities is None else similarities.keep(counts)

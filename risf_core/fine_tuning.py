@@ -18,7 +18,7 @@ from risf_core.data.dataset import DetectionData
 from risf_core.data.left_out import left_out_of_training
 from risf_core.data.loader import ImageCache
 from risf_core.detecting import detect_images
-from risf_core.detections import Detections, Similarities
+from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
 from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, save_detector, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 RESCORING_NAMES = {"novel+background": "cm_clip", "novel+base+background": "cm_clip_wide"}
-MAX_DETECTIONS = 100  # an image, for every loss and re-scoring alike (COCO's maxDets)
 
 
 @dataclass
@@ -228,18 +227,6 @@ def rescored(
                 score_thresh=cm_clip.score_thresh,
             ),
         )
-
-
-def cut(
-    detections: Detections,
-    similarities: Similarities | None,
-    *,
-    score_thresh: float,
-    max_detections: int = MAX_DETECTIONS,
-) -> tuple[Detections, Similarities | None]:
-    """The detections that count, with their similarities; published code cuts before it re-scores."""
-    counts = detections.counting(score_thresh=score_thresh, max_per_image=max_detections)
-    return detections.keep(counts), None if similarities is None else similarities.keep(counts)
 
 
 def results_by_rescoring(

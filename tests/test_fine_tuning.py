@@ -13,7 +13,7 @@ from risf_core.checkpoint_evaluation import evaluate_checkpoint
 from risf_core.data.benchmark import open_benchmark
 from risf_core.data.pictograms import SPLITS
 from risf_core.detecting import propose_boxes
-from risf_core.detections import Detections, Similarities
+from risf_core.detections import Detections, Similarities, cut
 from risf_core.detector.checkpoints import HEAD
 from risf_core.errors import CheckpointError, ParamsError
 from risf_core.head_training import extract_region_features
@@ -266,11 +266,11 @@ def test_detections_that_count_are_cut_before_they_are_rescored():
     encoded = (labels == 0) & (scores > 0.05)
     cosines = np.where(encoded[:, None], np.arange(18).reshape(6, 3) / 20, np.nan)
     similarities = Similarities(cosines, encoded, ("red", "green", "background"))
-    kept, rows = fine_tuning.cut(found, similarities, score_thresh=0.05, max_detections=2)
+    kept, rows = cut(found, similarities, score_thresh=0.05, max_detections=2)
     assert sorted(kept.proposals.tolist()) == [0, 1, 4]
     assert [row[0] for row in rows.cosines.tolist()[:2]] == pytest.approx([0.0, 0.15])
     assert rows.encoded.tolist() == [True, True, False]
-    kept, rows = fine_tuning.cut(found, None, score_thresh=0.0)
+    kept, rows = cut(found, None, score_thresh=0.0)
     assert len(kept) == 6 and rows is None
 
 
