@@ -19,6 +19,7 @@ from risf_core.report.figure_style import (
     panel_title,
     panels,
     seed_counts,
+    seeds_note,
     styled,
 )
 from risf_core.report.plan import Plan, all_cells
@@ -69,7 +70,7 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
     rescored = "without (dotted, open) and with CM-CLIP (solid, filled; c = 0.7, novel + background)"
     caption = (
         f"{metric} over the number of shots K, setting {setting}, for each loss "
-        f"{rescored if has_clip else 'without re-scoring'}.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
+        f"{rescored if has_clip else 'without re-scoring'}.{arms_note(cells)} {seeds_note(cells)} {seed_counts(cells)} "
         "Points are moved sideways."
     )
     return Drawing(figure, caption)
@@ -111,8 +112,8 @@ def paired_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting:
     _label_forest(axes[0, 0], heights, names)
     caption = (
         f"Paired differences of {metric} in points, setting {setting}, both sides sharing K, few-shot seed and arm. "
-        f"{SEEDS_NOTE} At the right: seeds with a difference above 0, of n. 'all K': averaged over K within a seed, "
-        "over the seeds that have every K. Colour and marker name the loss; open markers: without re-scoring."
+        f"{seeds_note(cells)} At the right: seeds with a difference above 0, of n. 'all K': averaged over K within a "
+        "seed, over the seeds that have every K. Colour and marker name the loss; open markers: without re-scoring."
         f"{arms_note(cells)}"
     )
     return Drawing(figure, caption)

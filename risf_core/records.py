@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from risf_core.errors import ParamsError, RecordError
-from risf_core.params import NotebookParams, RunRef
+from risf_core.params import MODELS, NotebookParams, RunRef
 from risf_core.progress import show_log
 from risf_core.runs.environment import describe_environment, package_versions
 from risf_core.runs.run_specs import RunSpec, expand, shown, upstream_refs
@@ -314,11 +314,15 @@ def read_records(profile: str, notebook: str | None = None, *, all: bool = False
     Args:
         profile: Name of the profile.
         notebook: Stem of a notebook, such as "20_fine_tuning"; None takes all.
-        all: Whether to return also records that are out of date; otherwise they are listed as warnings.
+        all: Whether to return also records that are out of date; otherwise they are listed as warnings, but
+            for summaries of all records (40_results).
     """
     records = []
     for path in sorted((results_dir(profile) / "records").glob("*.json")):
         reason, record = why_not_current(path), load_record(path)
+        after_all = record is not None and getattr(MODELS.get(record.get("notebook")), "after_all", False)
+        if reason and after_all and not all:
+            continue  # every new record outdates a summary of all; make reproduce writes it anew
         if record is None or (reason and not all):
             logger.warning("%s is left out: %s.", shown(path), reason)
         elif notebook in (None, record["notebook"]):

@@ -43,6 +43,7 @@ SEEDS_NOTE = (
     "± is the half-width of the 95 % Student-t interval over few-shot seeds of ONE base model per split and ONE CLIP; "
     "it holds no variation between base models or between CLIPs."
 )
+SEEDS_NOTE_WITHOUT_CLIP = SEEDS_NOTE.replace(" and ONE CLIP", "").replace(" or between CLIPs", "")
 COUNT_NOTE = (
     "In brackets the number of seeds n; '3 of 5!' means that runs are missing, NO RUN that a wanted cell has no "
     "record, '–' that it was not planned."
@@ -53,8 +54,19 @@ RELEASED_NOTE = "ce_bg is what the released RISF code trains under the name of B
 SETTING_NOTE = "fsod: the detector knows the novel classes only; gfsod: base and novel classes."
 
 
-def _notes(plan: Plan) -> str:
-    return f"{SEEDS_NOTE} {COUNT_NOTE} {SETTING_NOTE}" + ("" if plan.is_known else GUESSED_NOTE)
+def takes_a_clip(frame: pd.DataFrame, plan: Plan | None = None) -> bool:
+    """Whether a CLIP re-scored any of the fine-tuning rows, or was planned to."""
+    planned = {key[4] for key in plan.seeds} if plan else set()
+    return bool({*frame["rescoring"], *planned} - {"none"})
+
+
+def _seeds_note(frame: pd.DataFrame, plan: Plan | None = None) -> str:
+    return SEEDS_NOTE if takes_a_clip(frame, plan) else SEEDS_NOTE_WITHOUT_CLIP
+
+
+def _notes(frame: pd.DataFrame, plan: Plan) -> str:
+    guessed = "" if plan.is_known else GUESSED_NOTE
+    return f"{_seeds_note(frame, plan)} {COUNT_NOTE} {SETTING_NOTE}{guessed}"
 
 
 def main_table(records: Sequence[Mapping], *, metric: str = "nAP50", plan: Plan | None = None) -> Table:
@@ -67,7 +79,7 @@ def main_table(records: Sequence[Mapping], *, metric: str = "nAP50", plan: Plan 
     heads = {shots: f"K={shots}" for shots in ordered("shots", cells["shots"])}
     caption = (
         f"{metric} (%) of the test images after fine-tuning with K boxes for each novel class. {RELEASED_NOTE} "
-        f"{_notes(plan)}"
+        f"{_notes(frame, plan)}"
     )
     return Table(f"main_{metric}", caption, cells, spread(cells, ROW_KEYS, "shots", texts, heads=heads))
 
@@ -179,7 +191,7 @@ def paired_table(records: Sequence[Mapping], *, metric: str = "nAP50", plan: Pla
     caption = (
         f"Paired differences of {metric} in points: both sides share split, K, few-shot seed and arm, and what "
         "stands under 'given'. 4/5 up: in 4 of 5 seeds the difference is above 0. 'mean over K' averages over K "
-        f"within a seed first, over the seeds that have every K. {_notes(plan)}"
+        f"within a seed first, over the seeds that have every K. {_notes(frame, plan)}"
     )
     return Table(f"paired_{metric}", caption, cells, spread(cells, PAIR_KEYS, "shots", texts, heads=heads))
 
@@ -245,7 +257,7 @@ def per_class_table(records: Sequence[Mapping], *, setting: str = "fsod", metric
     heads = {name: name for name in ordered("class", data["class"])}
     caption = (
         f"{metric} (%) of each class, setting {setting}. n/a: no object of the class in the test images. "
-        f"{SEEDS_NOTE}"
+        f"{_seeds_note(frame)}"
     )
     display = spread(data, keys, "class", texts, heads=heads, with_n=True)
     return Table(f"per_class_{setting}", caption, data, display)
@@ -303,11 +315,12 @@ def gfsod_table(records: Sequence[Mapping]) -> Table:
     data = pd.concat(parts, ignore_index=True)[[*keys, "metric", "mean", "half_width", "n"]]
     texts = [interval_text(*values) for values in zip(data["mean"], data["half_width"], strict=True)]
     display = spread(data, keys, "metric", texts, heads={name: name for name in metrics}, with_n=True)
+    rescored = "; CM-CLIP re-scores detections of novel classes only" if takes_a_clip(frame) else ""
     caption = (
         "Generalised few-shot detection (gfsod): one detector for base and novel classes, fine-tuned on K boxes of "
-        "each. AP (%) of all, base (b) and novel (n) classes; CM-CLIP re-scores detections of novel classes only. "
+        f"each. AP (%) of all, base (b) and novel (n) classes{rescored}. "
         "head.start=released: all rows of the head start afresh, as in the released code, which lacks the tool. "
-        f"{SEEDS_NOTE}"
+        f"{_seeds_note(frame)}"
     )
     return Table("gfsod", caption, data, display)
 
@@ -317,6 +330,7 @@ def rescored_table(records: Sequence[Mapping]) -> Table:
     without = [
         {**record, "rows": [row for row in record["rows"] if row.get("rescoring") == "none"]}
         for record in records
+        if any(row.get("rescoring", "none") != "none" for row in record["rows"])  # nothing is, without a CLIP
     ]
     table = main_table(without, metric="above_thresh")
     caption = (
@@ -329,7 +343,7 @@ def rescored_table(records: Sequence[Mapping]) -> Table:
 
 
 def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
-    """Every table, also those without a row yet, so that no older file survives beside newer ones."""
+    """Every table, also those without a row; `risf_core.report.selection.tables_of` leaves these out."""
     tables = [main_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP", "nAP75")]
     tables += [paired_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP", "nAP75")]
     tables += [interaction_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP")]

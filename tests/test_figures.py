@@ -37,7 +37,7 @@ def test_main_figure_of_a_profile_without_a_clip_names_none():
     rows = [fine_tuning_row(seed=seed) for seed in range(3)]
     drawing = main_figure([fine_tuning_record(rows)])
     assert legend_labels(drawing) == ["ce"]
-    assert "CM-CLIP" not in drawing.caption and "without re-scoring" in drawing.caption
+    assert "CLIP" not in drawing.caption and "without re-scoring" in drawing.caption
 
 
 def test_points_and_bars_are_the_means_and_intervals():

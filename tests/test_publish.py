@@ -10,12 +10,14 @@ from risf_core.report.publish import (
     load_records,
     main,
     plan_of,
+    planned_runs,
     publish,
     readme_table,
     summary,
     update_readme,
 )
 from risf_core.runs.run_specs import RunSpec
+from risf_core.runs.yaml_files import project_root
 from tests.synthetic_records import all_records, backbones_record, fine_tuning_record, fine_tuning_row
 
 
@@ -65,7 +67,7 @@ def test_summary_says_where_everything_lies(folder):
 
 
 def test_published_records_name_no_host_and_old_files_vanish(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("risf_core.report.publish.write_all", lambda records, folder, plan: None)
+    monkeypatch.setattr("risf_core.report.publish.write_all", lambda records, folder, runs: None)
     for name in ("tables", "figures"):
         (folder / name).mkdir()
         (folder / name / "new.csv").write_text("x\n")
@@ -74,6 +76,7 @@ def test_published_records_name_no_host_and_old_files_vanish(folder, tmp_path, m
     (target / "tables" / "old.csv").write_text("x\n")
     publish("made_up", load_records(folder / "records"), [], folder, target)
     assert sorted(path.name for path in target.rglob("*.csv")) == ["new.csv", "new.csv"]
+    assert "](../records/" in (target / "tables" / "headline.md").read_text()
     (record,) = (target / "records").iterdir()
     assert "a-private-host-name" not in record.read_text()
     assert json.loads(record.read_text())["environment"]["cpu_seconds"] > 0
@@ -89,6 +92,35 @@ def test_readme_gets_the_table_between_its_markers(folder, tmp_path):
     assert "old" not in written and written.count("cannot be compared") == 1 and written.endswith("tail\n")
     assert "| what | paper | ours | n | difference | command | record | notebook |" in written
     assert "results/published/made_up/records/" in written
+
+
+def test_readme_is_short_and_the_whole_headline_is_a_file_of_its_own():
+    records = all_records(seeds=2)
+    text = readme_table("made_up", records, [])
+    whats = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(whats) == 10 < len(headline(records))  # of them three CLIPs
+    assert "BNRL's gain over ce, nAP50, mean over K, missing" in whats
+    assert "(results/published/made_up/tables/headline.md)" in text
+
+
+def test_readme_holds_what_the_published_records_give():
+    """Numbers alone: which command makes a run depends on the params of today."""
+    folder = project_root() / "results" / "published" / "mini"
+    records = load_records(folder / "records")
+    table = headline(records, plan=plan_of(planned_runs("mini")))
+    numbers = [f"| {row.quantity} | – | {row.value} | {row.n} |" for row in table.itertuples()]
+    whole = (folder / "tables" / "headline.md").read_text()
+    readme = (project_root() / "README.md").read_text().split("<!-- results:")[1]
+    assert all(line in whole for line in numbers)
+    shown = [line for line in readme.splitlines() if line.startswith("| ")][2:]
+    assert shown and all(line.startswith(tuple(numbers)) for line in shown)
+
+
+def test_a_profile_that_is_not_there_is_named_with_those_that_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["--profile", "nosuch"])
+    error = capsys.readouterr().err
+    assert "no profile nosuch" in error and "cards" in error and error.count("\n") == 1
 
 
 def test_a_readme_without_markers_is_refused(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from risf_core import records
 from risf_core.errors import ParamsError, RecordError
-from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams
+from risf_core.params import BaseTrainingParams, CheckSetupParams, FineTuningParams, ResultsParams
 from risf_core.records import Rows, plain, read_records, start_run
 from risf_core.runs import state
 from tests.notebook_files import write_notebook
@@ -174,10 +174,23 @@ def test_reading_lists_what_is_left_out(project, monkeypatch, caplog):
     old = state.record_path(params)
     old.write_text(old.read_text().replace(state.state_hash(params), "0" * 64))
     old.with_name("broken.json").write_text("{")
+    summary = ResultsParams(
+        profile="smoke", runs="runs.yaml"
+    )  # outdated by every new record, which is no news
+    write_notebook(project / "notebooks" / "40_results.ipynb", "x = 1")
+    values = {
+        "run_id": "x",
+        "notebook": "40_results",
+        "params": summary.model_dump(mode="json"),
+        "state_hash": "0",
+    }
+    state.record_path(summary).write_text(json.dumps(values))
     with caplog.at_level(logging.WARNING):
         assert [record["metrics"]["seed"] for record in read_records("smoke")] == [1]
+        assert "40_results" in [record["notebook"] for record in read_records("smoke", all=True)]
     assert f"{old.name} is left out: made with other code" in caplog.text and "broken.json" in caplog.text
-    assert len(read_records("smoke", all=True)) == 2
+    assert "results-" not in caplog.text
+    assert len(read_records("smoke", all=True)) == 3
     assert read_records("smoke", "20_fine_tuning") == []
 
 

@@ -174,6 +174,13 @@ def arms_note(cells: pd.DataFrame) -> str:
     return f" Arms: {'; '.join(f'{arm}, {notes[arm]}' for arm in arms)}."
 
 
+def seeds_note(cells: pd.DataFrame) -> str:
+    """What the bars are, for a caption; a CLIP is named where one took part in a cell."""
+    has_clip = any("cm_clip" in set(cells[name]) for name in ("rescoring", "given") if name in cells)
+    has_clip |= "comparison" in cells and any("CM-CLIP" in name for name in cells["comparison"])
+    return SEEDS_NOTE if has_clip else SEEDS_NOTE.replace(" and one CLIP", "")
+
+
 def seed_counts(cells: pd.DataFrame) -> str:
     """How many seeds stand behind each number, for a caption."""
     low, high = cells["n"].min(), cells["n"].max()

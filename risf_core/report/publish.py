@@ -17,16 +17,19 @@ import pandas as pd
 from risf_core.errors import RecordError, RisfError
 from risf_core.records import read_records
 from risf_core.report.plan import Plan
+from risf_core.report.selection import plan_of, write_all
 from risf_core.report.statistics import fine_tuning_rows, notebook_of, student_interval
 from risf_core.report.sweep_tables import backbone_cells, backbone_rows
 from risf_core.report.table_format import interval_text, number, to_markdown
 from risf_core.runs.run_specs import RunSpec, load_list
 from risf_core.runs.state import results_dir, run_id
 from risf_core.runs.yaml_files import project_root
-from risf_core.tables import CM_CLIP_GAIN, all_tables, interaction_cells, paired_cells
+from risf_core.tables import CM_CLIP_GAIN, interaction_cells, paired_cells, takes_a_clip
 
 logger = logging.getLogger(__name__)
 HEADLINE_SHOTS = 5  # of the reported cells; the nearest K of the records where it was not run
+HEADLINE = "headline.md"  # of the published tables
+IN_README = r"bAP50|^CLIP |^(?:CM-CLIP's gain with ce|BNRL's gain (?:over ce|with CM-CLIP)), nAP50, "
 README_BEGIN, README_END = r"<!-- results: ?(?:begin|mini)[^>]*-->", r"<!-- (?:results: end|/results) -->"
 NOT_COMPARABLE = (
     "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
@@ -54,7 +57,7 @@ def load_records(folder: Path) -> list[dict]:
                 f"{path}: not a record: expected at least run_id and notebook. Remove the file."
             )
     if not records:
-        raise RecordError(f"{folder}: no record there. Make them with `make reproduce`.")
+        raise RecordError(f"{folder}: no record there.")
     return records
 
 
@@ -62,35 +65,6 @@ def planned_runs(profile: str) -> list[RunSpec]:
     """The profile's list of runs; empty where it has none."""
     path = project_root() / "params" / profile / "runs.yaml"
     return load_list(path) if path.is_file() else []
-
-
-def plan_of(runs: Sequence[RunSpec]) -> Plan | None:
-    """The few-shot cells that a list of runs asks for; None if it holds no fine-tuning."""
-    params = [
-        spec.params.model_dump(mode="json") for spec in runs if spec.params.notebook == "20_fine_tuning"
-    ]
-    return Plan.from_params(params) if params else None
-
-
-def write_all(records: Sequence[Mapping], folder: Path, *, plan: Plan | None = None) -> list[Path]:
-    """Write every table to ``folder/tables`` and every figure to ``folder/figures``.
-
-    Args:
-        records: Records of one profile.
-        folder: Results folder of the profile.
-        plan: Wanted cells (:func:`plan_of`), so that missing runs are shown.
-
-    Returns:
-        The paths written.
-    """
-    from risf_core.figures import all_figures  # matplotlib takes a second, which --show need not wait for
-
-    paths = []
-    for table in all_tables(records, plan=plan):
-        paths += table.write(Path(folder) / "tables")
-    for name, drawing in all_figures(records).items():
-        paths += drawing.save(Path(folder) / "figures", name)
-    return paths
 
 
 def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.DataFrame:
@@ -207,7 +181,8 @@ def summary(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], f
     missing = [run_id(spec.params) for spec in runs if run_id(spec.params) not in finished]
     lines = [f"Results of profile {profile}, {len(records)} records", "", to_markdown(table)]
     lines += [
-        "± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model and one CLIP.",
+        "± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model"
+        + (" and one CLIP." if takes_a_clip(fine_tuning_rows(records)) else "."),
         "",
     ]
     if missing:
@@ -238,11 +213,14 @@ def publish(
         folder: Its results folder; tables and figures are written anew before they are copied.
         target: ``results/published/<profile>``.
     """
-    write_all(records, folder, plan=plan_of(runs))
+    write_all(records, folder, runs=runs)
     for name in ("tables", "figures", "records"):
         shutil.rmtree(target / name, ignore_errors=True)
         if name != "records":
             shutil.copytree(folder / name, target / name)
+    rows = result_rows(profile, records, runs, records_at="../records")
+    text = f"{to_markdown(rows, is_padded=False)}\n{NOT_COMPARABLE}\n"
+    (target / "tables" / HEADLINE).write_text(text, encoding="utf-8", newline="\n")
     (target / "records").mkdir(parents=True)
     for record in records:
         environment = {
@@ -252,23 +230,31 @@ def publish(
         (target / "records" / f"{record['run_id']}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec]) -> str:
-    """The README's table: paper, ours, n, difference, command, record, notebook, with its note."""
+def result_rows(
+    profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], *, records_at: str
+) -> pd.DataFrame:
+    """The headline as the README has it: paper, ours, n, difference, command, record (a link), notebook."""
     commands = {run_id(spec.params): spec.command for spec in runs}
     rows = []
-    folder = f"results/published/{profile}"
     for row in headline(records, plan=plan_of(runs)).itertuples():
-        is_one = len(row.run_ids) == 1
-        record = f"[{row.run_ids[0]}]({folder}/records/{row.run_ids[0]}.json)"
-        several = f"[{len(row.run_ids)} records]({folder}/records/)"
-        command = commands.get(row.run_ids[0]) if is_one else None
-        command = f"`{command or f'make reproduce PROFILE={profile}'}`"
-        link = record if is_one else several
-        rows.append((row.quantity, "–", row.value, row.n, "–", command, link, f"`{row.notebook}`"))
+        command, link = f"make reproduce PROFILE={profile}", f"[{len(row.run_ids)} records]({records_at}/)"
+        if len(row.run_ids) == 1:
+            name = row.run_ids[0]
+            command, link = commands.get(name, command), f"[{name}]({records_at}/{name}.json)"
+        rows.append((row.quantity, "–", row.value, row.n, "–", f"`{command}`", link, f"`{row.notebook}`"))
     columns = ["what", "paper", "ours", "n", "difference", "command", "record", "notebook"]
-    table = pd.DataFrame(rows, columns=columns)
-    where = f"All tables and figures: `{folder}/`."
-    return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {where}\n"
+    return pd.DataFrame(rows, columns=columns)
+
+
+def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec]) -> str:
+    """The README's table with its note: levels of the parts, gains over all K; the whole headline is linked."""
+    folder = f"results/published/{profile}"
+    table = result_rows(profile, records, runs, records_at=f"{folder}/records")
+    over_all = table["what"].str.contains(", mean over K, ").any()  # not where only one K was run
+    which = "mean over K" if over_all else "K="
+    table = table[table["what"].str.contains(rf"{IN_README}{which}")]
+    more = f"More numbers like these: [{HEADLINE}]({folder}/tables/{HEADLINE}); all tables and figures: `{folder}/`."
+    return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {more}\n"
 
 
 def update_readme(path: Path, text: str) -> None:
@@ -287,12 +273,27 @@ def update_readme(path: Path, text: str) -> None:
     path.write_text(new, encoding="utf-8", newline="\n")
 
 
+def check_profile(arguments: argparse.Namespace) -> None:
+    """Refuse a profile that has neither params nor results; a folder that is named is taken as it is.
+
+    Raises:
+        RecordError: With the profiles that there are.
+    """
+    profiles = sorted(path.name for path in (project_root() / "params").glob("*") if path.is_dir())
+    if not (arguments.results or arguments.profile in profiles or results_dir(arguments.profile).is_dir()):
+        raise RecordError(f"There is no profile {arguments.profile}; params/ has {', '.join(profiles)}.")
+
+
 def run_command(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
+    check_profile(arguments)
     folder = arguments.results or results_dir(arguments.profile)
     records = load_records(folder / "records") if arguments.results else read_records(arguments.profile)
     if not records:
-        raise RecordError(f"{folder / 'records'}: no current record there. Make them with `make reproduce`.")
+        raise RecordError(
+            f"{folder / 'records'}: no current record there. "
+            f"Make them with `make reproduce PROFILE={arguments.profile}`."
+        )
     runs = planned_runs(arguments.profile)
     if arguments.show:
         sys.stdout.write(summary(arguments.profile, records, runs, folder))
@@ -306,7 +307,7 @@ def run_command(arguments: argparse.Namespace) -> None:
             )
         sys.stdout.write(f"Published to {target}; look at it, then commit it.\n")
         return
-    paths = write_all(records, folder, plan=plan_of(runs))
+    paths = write_all(records, folder, runs=runs)
     sys.stdout.write(
         f"Wrote {len(paths)} files from {len(records)} records to {folder}/tables and {folder}/figures.\n"
     )
