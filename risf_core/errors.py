@@ -18,7 +18,11 @@ class DataError(RisfError):
 
 
 class SplitError(RisfError):
-    """A base/novel partition or a few-shot split cannot be had from the data."""
+    """A base/novel partition or a few-shot split cannot be had from the data; `kind` names the cause for the check."""
+
+    def __init__(self, message: str, *, kind: str = "base and novel classes") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class CheckpointError(RisfError):

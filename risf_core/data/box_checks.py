@@ -85,7 +85,11 @@ def _why(box: np.ndarray, size: np.ndarray) -> tuple[str, str]:
         return "NaN box", "holds a number that is not finite (NaN)"
     if np.isinf(box).any():
         return "infinite box", "holds a number that is not finite (infinity)"
-    sides = dict(zip(("width", "height"), _sides(box), strict=True))
+    outside = size[0] > 0 and (
+        (box[:2] < -OUTSIDE_TOLERANCE).any() or (box[:2] + box[2:] > size + OUTSIDE_TOLERANCE).any()
+    )
+    # in single precision, as training has them; far outside that would be zero for any box
+    sides = dict(zip(("width", "height"), box[2:] if outside else _sides(box), strict=True))
     what = "has " + " and ".join(
         f"{'zero' if side == 0 else 'negative'} {name}" for name, side in sides.items() if side <= 0
     )
@@ -97,6 +101,25 @@ def _why(box: np.ndarray, size: np.ndarray) -> tuple[str, str]:
     if (box[2:] > box[:2]).all() and (box[:2] >= 0).all() and (box[2:] <= size).all():
         return "box outside", f"{what}; as corners [x1, y1, x2, y2] it would be inside"
     return "box outside", what
+
+
+def check_duplicates(columns: AnnotationColumns, problems: Problems, *, is_problem: bool) -> None:
+    """Report boxes that stand twice in an image, of one class and under two ids: each a problem, or a hint for all."""
+    keys = (*columns.boxes_xywh.T, columns.is_crowd, columns.category_ids, columns.image_ids)
+    order = np.lexsort(keys)
+    before, after = order[:-1], order[1:]
+    equal = np.all([key[before] == key[after] for key in keys], axis=0) & ~columns.is_crowd[after]
+    equal &= columns.ids[before] != columns.ids[after]  # else reported already
+    pairs = sorted(zip(after[equal], before[equal], strict=True))
+    lines = [
+        f"{_where(columns, b)} is that of annotation {columns.ids[a]}, of the same class" for b, a in pairs
+    ]
+    if not is_problem:
+        problems.mention_duplicates(lines)
+        return
+    for line, (number, _) in zip(lines, pairs, strict=True):
+        line += ". Expected each object once"
+        problems.add("duplicate box", line, ("annotations", columns.positions[number]))
 
 
 def other_formats(columns: AnnotationColumns, size: np.ndarray) -> np.ndarray:

@@ -7,7 +7,11 @@
     python -m risf_core.data.check --params params/voc/10_base_training.yaml      all that a params file names
 
 All problems are listed at once, each with its file and entry. ``--drop NEW.json`` writes a copy of a COCO file without
-what is wrong. Exit code: 0 nothing is wrong (or a clean copy was written), 1 something is, 2 the command is wrong.
+what is wrong. Exit code: 0 nothing is wrong (or a clean copy was written), 1 something is, 2 the command or the params
+file is wrong.
+
+Two things are reported here that training accepts, for published files have them: a box that stands twice, and a file
+without any box. In VOC's devkit, and with ``drop_invalid: true``, boxes that stand twice are only mentioned.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +28,9 @@ from typing import NamedTuple
 
 from risf_core.data.clean_copy import write_clean_copy
 from risf_core.data.coco import inspect_coco
+from risf_core.data.coco_checks import COCO_EXPECTED
 from risf_core.data.dataset import DetectionData, summarize
-from risf_core.data.named_sets import NamedSet, named_sets, open_as_a_run
+from risf_core.data.named_sets import NamedSet, files_not_there, named_sets, open_as_a_run
 from risf_core.data.problems import Problems
 from risf_core.data.voc import (
     VOC_CLASSES,
@@ -38,7 +43,7 @@ from risf_core.data.voc import (
     to_data,
     xml_files,
 )
-from risf_core.errors import DataError, RisfError
+from risf_core.errors import DataError, ParamsError, RisfError
 from risf_core.progress import progress
 
 WORKERS = 4
@@ -90,7 +95,7 @@ class CheckedSet:
             problems = f"{len(found)} problem{'s' if len(found) > 1 else ''}"
             return [*lines, *self.problems.hints, f"{where}: {problems}: {kinds}"]
         decoded = f"{self.num_decoded} images decoded, all whole" if self.images else "no image was decoded"
-        return [*lines, f"{where}: nothing is wrong; {self.note or decoded}."]
+        return [*lines, *self.problems.hints, f"{where}: nothing is wrong; {self.note or decoded}."]
 
 
 # ------------------------------------------------------------ one set
@@ -120,8 +125,14 @@ def _read_set(named: NamedSet, *, drop_invalid: bool = False) -> CheckedSet:
         problems.add(
             "missing file", "does not exist. Expected a COCO file, a folder of XML files or a devkit"
         )
+        if named.images_dir is not None and not named.images_dir.is_dir():
+            problems.add("missing file", "does not exist, the folder of its images", file=named.images_dir)
         return CheckedSet(problems)
     try:
+        if named.source == "coco" and folder.is_dir():
+            raise DataError(f"is a folder. {COCO_EXPECTED}")
+        if named.source == "xml" and not folder.is_dir():
+            raise DataError("is a file. Expected a folder of XML files; for a COCO file write source: coco")
         if named.image_sets or (folder / "ImageSets" / "Main").is_dir():
             return _read_devkit(folder, named.image_sets)
         if folder.is_dir():
@@ -134,7 +145,8 @@ def _read_set(named: NamedSet, *, drop_invalid: bool = False) -> CheckedSet:
 
 
 def _read_coco(path: Path, images_dir: Path | None, *, drop_invalid: bool) -> CheckedSet:
-    data, problems, entries = inspect_coco(path, images_dir, drop_invalid=drop_invalid)
+    data, problems, entries = inspect_coco(path, images_dir, drop_invalid=drop_invalid, with_duplicates=True)
+    _check_any_box(data, problems)
     images = [
         ImageFile(
             f"image {entry.image_id}",
@@ -151,7 +163,14 @@ def _read_coco(path: Path, images_dir: Path | None, *, drop_invalid: bool) -> Ch
 def _read_xml_folder(folder: Path, images_dir: Path, *, drop_invalid: bool) -> CheckedSet:
     problems = Problems(folder)
     files = xml_files(images_dir, folder, problems)
-    return _of_xml_files(files, read_files(files, problems, drop_invalid=drop_invalid), problems, known=())
+    read = read_files(files, problems, drop_invalid=drop_invalid)
+    found = _duplicates(read)
+    if drop_invalid:
+        problems.mention_duplicates([f"{path}: {line}" for path, line in found])
+    else:
+        for path, line in found:
+            problems.add("duplicate box", f"{line}. Expected each object once", file=path)
+    return _of_xml_files(files, read, problems, known=())
 
 
 def _read_devkit(folder: Path, image_sets: Sequence[str]) -> CheckedSet:
@@ -162,7 +181,25 @@ def _read_devkit(folder: Path, image_sets: Sequence[str]) -> CheckedSet:
     ids = dict.fromkeys(text for name in names for text in read_image_set(folder, name))
     files = devkit_files(folder, ids, problems)
     read = read_files(files, problems, class_names=VOC_CLASSES)
+    problems.mention_duplicates([f"{path}: {line}" for path, line in _duplicates(read)])
     return _of_xml_files(files, read, problems, known=VOC_CLASSES)
+
+
+def _duplicates(read: Iterable[tuple[XmlFile, Annotation]]) -> list[tuple[Path, str]]:
+    """File and words of each object that has the box and the class of an earlier one."""
+    found = []
+    for file, said in read:
+        first: dict[tuple, int] = {}
+        for name, box, position in zip(said.names, said.boxes.tolist(), said.positions, strict=True):
+            other = first.setdefault((name, *box), position)
+            if other != position:
+                found.append((file.annotation, f"objects {other} and {position} ({name}) have the same box"))
+    return found
+
+
+def _check_any_box(data: DetectionData | None, problems: Problems) -> None:
+    if data is not None and len(data) and not len(data.flat.labels) and not problems.dropped:
+        problems.add("no box", "no image has a box; expected some, or the annotations got lost")
 
 
 def _of_xml_files(
@@ -177,6 +214,7 @@ def _of_xml_files(
     data = None
     if not problems.found:
         data = to_data(read, known=known, name=problems.where.name, dropped=problems.dropped)
+        _check_any_box(data, problems)
     return CheckedSet(problems, images, data)
 
 
@@ -220,7 +258,7 @@ def check_params(file: str, *, workers: int = WORKERS) -> list[CheckedSet]:
     If nothing is wrong with the files, the data are opened as a run opens them, and every K-shot set is read.
 
     Raises:
-        ParamsError: If the file is wrong.
+        ParamsError: If the file, or that of a run that it builds on, is wrong.
     """
     from risf_core.runs.run_specs import load_run
 
@@ -228,6 +266,18 @@ def check_params(file: str, *, workers: int = WORKERS) -> list[CheckedSet]:
     drop_invalid = getattr(params.data, "drop_invalid", False)
     sets = [_read_set(named, drop_invalid=drop_invalid) for named in named_sets(params)]
     decode_all(sets, workers=workers)
+    absent = Problems(file)
+    named = {
+        problem.file
+        for checked in sets
+        for problem in checked.problems.found
+        if problem.kind == "missing file"
+    }
+    for path in files_not_there(params):
+        if not any(path.is_relative_to(where) for where in named):
+            absent.add("missing file", f"{path} does not exist")
+    if absent.found:
+        sets.append(CheckedSet(absent))
     if not any(checked.problems.found for checked in sets):
         problems = Problems(file)
         count = open_as_a_run(params, problems)
@@ -273,13 +323,14 @@ def main(words: Sequence[str] | None = None) -> int:
             return _drop(sets[0].problems, options.images, options.drop)
     except RisfError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ParamsError) else 1
     return int(any(checked.problems.found for checked in sets))
 
 
 def _print_all(sets: Sequence[CheckedSet]) -> None:
     """The lines of all sets, but one line together for many sound ones; the counts of a single set."""
-    sound = [checked for checked in sets if not (checked.problems.found or checked.problems.dropped)]
+    said = [(checked, checked.problems) for checked in sets]
+    sound = [checked for checked, have in said if not (have.found or have.dropped or have.hints)]
     more = [checked for checked in sound if not checked.note][SHOWN_SOUND:]
     for checked in sets:
         if checked not in more:
@@ -299,5 +350,16 @@ def _drop(problems: Problems, images_dir: Path, path: Path) -> int:
     return 0
 
 
+def run_main() -> int:
+    """`main` for the shell; a reader that leaves early, as ``head`` does, is no error of ours."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written at the end
+        return 1
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main())

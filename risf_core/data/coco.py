@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from risf_core.data.box_checks import check_boxes
+from risf_core.data.box_checks import check_boxes, check_duplicates
 from risf_core.data.coco_checks import (
     AnnotationColumns,
     ImageEntry,
@@ -82,10 +82,12 @@ def inspect_coco(
     *,
     name: str | None = None,
     drop_invalid: bool = False,
+    with_duplicates: bool = False,
 ) -> tuple[DetectionData | None, Problems, list[ImageEntry]]:
     """Read a COCO-format file as `load_coco` does, and return what is wrong with it instead of raising.
 
-    Without an image folder the annotations alone are checked.
+    Without an image folder the annotations alone are checked. Boxes that stand twice are looked for on request alone
+    (`with_duplicates`): published files are trained on and evaluated with theirs.
 
     Returns:
         The data, or None if anything is wrong; the problems; the images of the file, of size 0 where the entry is
@@ -96,13 +98,15 @@ def inspect_coco(
     """
     path = Path(annotations)
     folder = path.parent if images_dir is None else Path(images_dir)
-    content = read_json(path)
     problems = Problems(path)
+    content = read_json(path, problems)
     categories = check_categories(content["categories"], problems)
     images = check_images(content["images"], folder, problems, look_for_files=images_dir is not None)
     columns = check_annotations(content["annotations"], problems)
     columns = columns.keep(check_references(columns, images, categories, problems))
     columns = columns.keep(check_boxes(columns, images, problems, drop_invalid=drop_invalid))
+    if with_duplicates:
+        check_duplicates(columns, problems, is_problem=not drop_invalid)
     if problems.found:
         return None, problems, images
     data = _assemble(name or path.stem, categories, images, columns)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from risf_core.errors import DataError
 LARGEST_ID = 2**62  # ids must fit int64
 OUTLINE = object()  # our key in an annotation, see `read_json`; no file can have it
 UNKNOWN = (np.nan,) * 4
+COCO_EXPECTED = "Expected a COCO JSON file; for a folder of XML files write source: xml"
 
 
 class ImageEntry(NamedTuple):
@@ -57,21 +59,26 @@ class AnnotationColumns(NamedTuple):
         return AnnotationColumns(*(column[mask] for column in self))
 
 
-def read_json(path: Path) -> dict[str, list]:
+def read_json(path: Path, problems: Problems) -> dict[str, list]:
     """Read the three lists of the file; of outlines (``segmentation``), most of COCO's size, only the corners stay."""
 
-    def without_outline(entry: dict) -> dict:
+    def without_outline(pairs: list[tuple[str, Any]]) -> dict:
+        entry = dict(pairs)
+        if len(entry) != len(pairs):
+            _report_repeated(pairs, entry, problems)
         outline = entry.pop("segmentation", None)
         if outline:
             entry[OUTLINE] = _corners(outline)
         return entry
 
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder. {COCO_EXPECTED}.")
     if not path.is_file():
         raise DataError(
             f"annotation file {path} does not exist. Expected a COCO-format JSON file; check the path."
         )
     try:
-        content = json.loads(path.read_bytes(), object_hook=without_outline)
+        content = json.loads(path.read_bytes(), object_pairs_hook=without_outline)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: not a JSON file ({error}). Expected COCO annotations; restore the file."
@@ -89,6 +96,15 @@ def read_json(path: Path) -> dict[str, list]:
                 "'annotations' and 'categories'."
             )
     return content
+
+
+def _report_repeated(pairs: list[tuple[str, Any]], entry: dict, problems: Problems) -> None:
+    counts = Counter(key for key, _ in pairs)
+    where = f"entry with id {_short(entry['id'])}" if "id" in entry else "an object"
+    for key in (key for key, count in counts.items() if count > 1):
+        problems.add(
+            "repeated key", f"{where} has {counts[key]} times the key {_short(key)}; expected it once"
+        )
 
 
 def _corners(outline: Any) -> tuple[float, ...]:
@@ -155,6 +171,7 @@ def check_categories(entries: list, problems: Problems) -> dict[int, str]:
                 )
                 problems.add("duplicate category", line)
             names[entry["id"]] = entry["name"]
+    problems.add_similar_names({name: f"category id {number}" for number, name in names.items() if name})
     return dict(sorted(names.items()))
 
 

@@ -68,7 +68,8 @@ def _draw_class(
     where = f"{data.name}: class {class_name!r}"
     if len(indices) < shots[-1]:
         raise SplitError(
-            f"{where} has {len(indices)} boxes. Expected at least K = {shots[-1]}: lower shots, or drop it."
+            f"{where} has {len(indices)} boxes. Expected at least K = {shots[-1]}: lower shots, or drop it.",
+            kind="K boxes",
         )
     images, start = np.unique(data.flat.images[indices], return_index=True)  # indices are grouped by image
     groups = np.split(indices, start[1:])
@@ -81,7 +82,8 @@ def _draw_class(
     raise SplitError(
         f"{where} has {len(indices)} boxes, {sizes.min()} to {sizes.max()} in each of {len(images)} images. "
         f"Expected nested sets of whole images with exactly {', '.join(map(str, shots))} boxes: change shots, or "
-        "drop the class."
+        "drop the class.",
+        kind="K boxes",
     )
 
 

@@ -51,7 +51,8 @@ def split_images(
     if (np.bincount(part, minlength=2) == 0).any():
         raise SplitError(
             f"{data.name}: {len(data)} images with a test fraction of {test_fraction} leave a part empty. "
-            "Expected at least one image in each: change test_fraction."
+            "Expected at least one image in each: change test_fraction.",
+            kind="image split",
         )
     train, test = (
         replace(

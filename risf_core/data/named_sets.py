@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 
 class NamedSet(NamedTuple):
-    """Annotations (a COCO file, a folder of XML files, a devkit), their images, the image sets of a devkit."""
+    """Annotations (a COCO file, a folder of XML files, a devkit), their images, the image sets of a devkit.
+
+    `source` is that of the parameters; None where the annotations themselves tell.
+    """
 
     annotations: Path
     images_dir: Path | None = None
     image_sets: tuple[str, ...] = ()
+    source: str | None = None
 
 
 def named_sets(params: NotebookParams) -> list[NamedSet]:
@@ -34,7 +38,16 @@ def named_sets(params: NotebookParams) -> list[NamedSet]:
         sets = [NamedSet(project_path(data.voc2007), None, ("trainval", "test"))]
         return sets + [NamedSet(project_path(data.voc2012), None, ("trainval",))] if data.voc2012 else sets
     pairs = _of_coco(data) if data.source == "coco" else _of_xml(data)
-    return [NamedSet(*map(project_path, pair)) for pair in dict.fromkeys(pairs)]
+    return [NamedSet(*map(project_path, pair), source=data.source) for pair in dict.fromkeys(pairs)]
+
+
+def files_not_there(params: NotebookParams) -> list[Path]:
+    """Files and folders that are missing, of the runs as well that this one builds on."""
+    from risf_core.runs.run_specs import upstream  # here: it imports all models of parameters
+    from risf_core.runs.state import missing_files
+
+    above = (path for spec in upstream(params) for path in files_not_there(spec.params))
+    return list(dict.fromkeys((*missing_files(params), *above)))
 
 
 def _of_pictograms(params: NotebookParams) -> list[NamedSet]:
@@ -77,7 +90,7 @@ def open_as_a_run(params: NotebookParams, problems: Problems) -> int:
         try:
             benchmark = open_benchmark(data, split=getattr(params, "split", 1))
         except RisfError as error:
-            problems.add("base and novel classes", str(error))
+            problems.add(getattr(error, "kind", "data"), str(error))
             return 0
         draws = [(shots, seed) for shots in benchmark.shots for seed in range(benchmark.num_seeds)]
         for shots, seed in progress(draws, desc="reading K-shot sets", unit="sets"):

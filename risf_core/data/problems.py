@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ class Problems:
     Attributes:
         where: The file or folder.
         found: The problems.
-        hints: What may explain many of them.
+        hints: What may explain many of them, and what is odd but as published.
         dropped: A line for each box that was left out on request.
     """
 
@@ -53,6 +55,21 @@ class Problems:
         """Add a problem of `file` (None: of `where`)."""
         entries = tuple((name, int(position)) for name, position in drop)
         self.found.append(Problem(kind, line, self.where if file is None else Path(file), entries))
+
+    def add_similar_names(self, first: Mapping[str, str | Path]) -> None:
+        """Report class names that differ in case, blanks, ``_`` and ``-`` alone; `first`: where each stands first."""
+        seen: dict[str, str] = {}
+        for name, where in first.items():
+            other = seen.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip(), name)
+            if other != name:
+                line = f"class {name!r} (first in {where}) is {other!r} (first in {first[other]}) but for its spelling"
+                self.add("similar class names", f"{line}; expected one name for a class")
+
+    def mention_duplicates(self, lines: Sequence[str]) -> None:
+        """A hint for all boxes that stand twice in files that are taken as they were published."""
+        if lines:
+            what = f"{len(lines)} boxes stand twice and are kept, as published"
+            self.hints.append(f"{self.where}: {what}; first: {lines[0]}")
 
     def raise_if_any(self, check: str) -> None:
         """Raise one DataError: the first problems, how many there are, what to do; `check`: what the check is given.

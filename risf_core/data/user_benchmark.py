@@ -196,7 +196,8 @@ def _check_counts(data: DetectionData, class_names: Sequence[str], shots: int, *
     few = [f"class {name!r} has {counts[name]} boxes" for name in class_names if counts[name] < shots]
     if few:
         raise SplitError(
-            f"{where}: {'; '.join(few)}. Expected at least K = {shots} of each: lower shots, or annotate more."
+            f"{where}: {'; '.join(few)}. Expected at least K = {shots} of each: lower shots, or annotate more.",
+            kind="K boxes",
         )
 
 
@@ -299,7 +300,8 @@ def _build(data: CocoData | XmlData, root: Path) -> None:
     shared = {record.path for record in train.images} & {record.path for record in test.images}
     if shared:
         raise SplitError(
-            f"{len(shared)} images are for training and for testing, e.g. {min(shared)}. Expected none."
+            f"{len(shared)} images are for training and for testing, e.g. {min(shared)}. Expected none.",
+            kind="training and test overlap",
         )
     pool = train if chosen is None else chosen
     _check_counts(pool, novel_names, max(data.shots), where=pool.name)
@@ -336,10 +338,11 @@ def choose_images(data: DetectionData, path: Path) -> DetectionData:
     if unknown:
         raise SplitError(
             f"{path}: {len(unknown)} of {len(names)} images are not in {data.name}, e.g. {unknown[0]!r}. "
-            f"{suggest(unknown[0], sorted(known))}"
+            f"{suggest(unknown[0], sorted(known))}",
+            kind="chosen images",
         )
     if not names:
-        raise SplitError(f"{path}: the list is empty. Expected one image file a line.")
+        raise SplitError(f"{path}: the list is empty. Expected one image file a line.", kind="chosen images")
     images = tuple(record for record in data.images if record.path.name in names)
     return replace(data, name=f"{data.name}, images of {path.name}", images=images)
 

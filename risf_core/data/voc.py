@@ -172,7 +172,8 @@ def load_xml_folder(
     """
     folder = Path(annotations_dir or images_dir)
     problems = Problems(folder)
-    read = read_files(xml_files(Path(images_dir), folder, problems), problems, drop_invalid=drop_invalid)
+    files = xml_files(Path(images_dir), folder, problems)
+    read = read_files(files, problems, known=known, drop_invalid=drop_invalid)
     for file, annotation in read:
         _check_size(file, annotation, problems)
     problems.raise_if_any(str(folder) if folder == Path(images_dir) else f"{folder} {images_dir}")
@@ -183,7 +184,7 @@ def load_xml_folder(
 def xml_files(images_dir: Path, folder: Path, problems: Problems) -> list[XmlFile]:
     """The XML files of a folder with their images; what is missing goes to `problems`."""
     images = images_by_stem(images_dir, problems)
-    paths = sorted(folder.glob("*.xml")) if folder.is_dir() else []
+    paths = _xml_paths(folder, problems) if folder.is_dir() else []
     if not paths and images:
         problems.add("missing file", "there is no XML file", file=folder)
     files = []
@@ -198,6 +199,24 @@ def xml_files(images_dir: Path, folder: Path, problems: Problems) -> list[XmlFil
             "%s: %d images have no XML file and are left out, e.g. %s", images_dir, len(without), without[0]
         )
     return files
+
+
+def _xml_paths(folder: Path, problems: Problems) -> list[Path]:
+    """The XML files of a folder; those with another case in their ending are reported, those in sub-folders logged."""
+    names, below = [], []
+    for entry in os.scandir(folder):
+        if entry.is_dir():
+            below += sorted(Path(entry.path).glob("*.[xX][mM][lL]"))
+        elif entry.name.lower().endswith(".xml"):
+            names.append(entry.name)
+    for name in sorted(names):
+        if not name.endswith(".xml"):
+            problems.add("wrong file name", "ends in capitals; expected .xml: rename it", file=folder / name)
+    if below:
+        logger.warning(
+            "%s: %d XML files of its sub-folders are left out, e.g. %s", folder, len(below), min(below)
+        )
+    return [folder / name for name in sorted(names) if name.endswith(".xml")]
 
 
 def images_by_stem(folder: Path, problems: Problems) -> dict[str, Path]:
@@ -224,6 +243,7 @@ def read_files(
     problems: Problems,
     *,
     class_names: Sequence[str] | None = None,
+    known: Sequence[str] = (),
     drop_invalid: bool = False,
 ) -> list[tuple[XmlFile, Annotation]]:
     """Read annotation files and check all that is in them, but for the images.
@@ -231,24 +251,29 @@ def read_files(
     Args:
         files: What to read.
         problems: Where to report.
-        class_names: The only classes that objects may have; None allows all.
+        class_names: The only classes that objects may have; None allows all that differ in more than spelling.
+        known: Classes that exist even if no file has an object of them.
         drop_invalid: Report boxes not finite, without size or outside as dropped, not as problems.
 
     Returns:
         The readable files, each with its sound objects.
     """
     read = []
+    first: dict[str, str | Path] = dict.fromkeys(known, "the other images")
     for file in sorted(files):
         annotation = read_annotation(file.annotation, problems, drop_invalid=drop_invalid)
         if annotation is None:
             continue
         for name, position in zip(annotation.names, annotation.positions, strict=True):
+            first.setdefault(name, file.annotation)
             if class_names is not None and name not in class_names:
                 line = (
                     f"object {position} ({name}): expected one of the {len(class_names)} classes of the set"
                 )
                 problems.add("unknown category", line, file=file.annotation)
         read.append((file, _check_boxes(file, annotation, problems, drop_invalid=drop_invalid)))
+    if class_names is None:
+        problems.add_similar_names(first)
     return read
 
 
@@ -274,6 +299,10 @@ def read_annotation(path: Path, problems: Problems, *, drop_invalid: bool = Fals
         return None
     except (SyntaxError, ValueError, LookupError, OSError) as error:  # the last but one: unknown encodings
         problems.add("unreadable file", f"not readable as XML ({error or type(error).__name__})", file=path)
+        return None
+    if root.tag != "annotation":
+        line = f"is no annotation: its root is <{root.tag[:60]}>; expected <annotation>"
+        problems.add("unreadable file", line, file=path)
         return None
     width, height, faults = _read_size(root)
     for kind, line in faults:
@@ -315,6 +344,9 @@ def _read_object(element: Element) -> tuple[str, list[float], bool, list[tuple[s
     """Class name, corners and difficult flag of an object, and the kind and words of each fault in them."""
     name = (element.findtext("name") or "").strip()
     faults = [] if name else [("missing key", "has no 'name'")]
+    for key in ("name", "bndbox"):
+        if (count := len(element.findall(key))) > 1:
+            faults.append(("repeated key", f"has {count} times '{key}'; expected it once"))
     corners = [_number(element, f"bndbox/{corner}") for corner in CORNERS]
     faults += [fault for _, fault in corners if fault]
     flag = (element.findtext("difficult") or "0").strip()
@@ -368,9 +400,7 @@ def _check_boxes(
     inside |= annotation.width == 0  # a size that is wrong is reported already
     valid = (sides > 0) & inside
     for number in np.flatnonzero(~valid):
-        kind, what = "box outside", f"lies outside its image of {size[0]}x{size[1]} pixels"
-        if sides[number] <= 0:
-            kind, what = "negative box" if sides[number] < 0 else "empty box", "has no size"
+        kind, what = _why(annotation.boxes[number], size)
         box = ", ".join(f"{value:g}" for value in annotation.boxes[number])
         line = f"object {annotation.positions[number]} ({annotation.names[number]}): box [{box}] {what}"
         if drop_invalid:
@@ -379,6 +409,17 @@ def _check_boxes(
             line += ". Expected xmin, ymin, xmax, ymax from 1 to the image's width and height"
             problems.add(kind, line, file=file.annotation)
     return annotation.keep(valid)
+
+
+def _why(box: np.ndarray, size: np.ndarray) -> tuple[str, str]:
+    """Kind and words of what is wrong with one box [4] in an image of `size` (width, height)."""
+    swapped = [
+        f"{low} > {high}" for low, high, wrong in zip(CORNERS, CORNERS[2:], box[:2] > box[2:]) if wrong
+    ]
+    if swapped:
+        is_empty = (box[2:] - box[:2] + 1 >= 0).all()  # the pixel of xmax is inside
+        return "empty box" if is_empty else "negative box", f"has {' and '.join(swapped)}"
+    return "box outside", f"lies outside its image of {size[0]}x{size[1]} pixels"
 
 
 def _record(file: XmlFile, annotation: Annotation, names: list[str]) -> ImageRecord:

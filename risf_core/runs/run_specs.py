@@ -109,9 +109,10 @@ def load_run(
     """
     path = find_file(file)
     overrides = unflatten(overrides or {})
+    content = read_yaml(path)  # first: a file that is not there has no notebook either
     model = model_of(Path(notebook or path))
     notebook_path = find_file(notebook) if notebook else project_path(f"notebooks/{model.notebook}.ipynb")
-    values = merge(read_yaml(path), overrides)
+    values = merge(content, overrides)
     try:
         params = model.model_validate(values)
     except ValidationError as error:

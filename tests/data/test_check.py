@@ -1,6 +1,8 @@
 """The check of a data set: planted faults of every kind are found with their ids, none in sound sets; clean copies."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 
 from risf_core.data.check import check_set, main
 from risf_core.data.coco import load_coco
+from risf_core.data.voc import load_xml_folder
 from risf_core.errors import DataError
 from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_devkit, write_pair, xml_text
@@ -200,7 +203,9 @@ def test_faults_of_the_whole_file_cannot_be_dropped(tmp_path, capsys):
 @pytest.mark.parametrize("number", [0, 1])
 def test_images_of_another_size_by_exif_are_told(tmp_path, number):
     """Sizes and boxes are those of the upright image, as published; a file that states the stored size is refused."""
-    path = write_files(tmp_path, [image_entry(1, width=(40, 30)[number], height=(30, 40)[number])], [])
+    path = write_files(
+        tmp_path, [image_entry(1, width=(40, 30)[number], height=(30, 40)[number])], [box_entry(1, 1, 1)]
+    )
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 30)).save(tmp_path / "1.png", exif=exif)
@@ -258,8 +263,8 @@ def test_corners_are_not_dropped_as_boxes_outside(tmp_path):
 XML_PLANTED = {  # kind: file, text, what is said
     "NaN box": (xml_text([("ace", (1, 1, "nan", 5))]), "object 1 (ace): bndbox/xmax is 'nan'"),
     "infinite box": (xml_text([("ace", (1, 1, 9, "1e999"))]), "object 1 (ace): bndbox/ymax is '1e999'"),
-    "negative box": (xml_text([("ace", (9, 1, 5, 5))]), "object 1 (ace): box [9, 1, 5, 5] has no size"),
-    "empty box": (xml_text([("ace", (6, 1, 5, 5))]), "object 1 (ace): box [6, 1, 5, 5] has no size"),
+    "negative box": (xml_text([("ace", (9, 1, 5, 5))]), "object 1 (ace): box [9, 1, 5, 5] has xmin > xmax"),
+    "empty box": (xml_text([("ace", (6, 1, 5, 5))]), "object 1 (ace): box [6, 1, 5, 5] has xmin > xmax"),
     "box outside": (xml_text([("ace", (6, 1, 50, 5))]), "lies outside its image of 40x30"),
     "missing key": (xml_text([("", (6, 1, 9, 5))]), "object 1 (without name): has no 'name'"),
     "wrong type": (xml_text([("ace", (6, "one", 9, 5))]), "bndbox/ymin is 'one'"),
@@ -319,7 +324,130 @@ def test_words_that_do_not_go_together_are_refused(tmp_path):
     ):
         with pytest.raises(SystemExit):
             main(words)
-    assert main(["--params", str(tmp_path / "nowhere.yaml")]) == 1
+    assert main(["--params", str(tmp_path / "nowhere.yaml")]) == 2
+
+
+# ------------------------------------------------------------ slips that no single entry shows
+
+
+def kinds_of(*where: Path) -> list[str]:
+    return [problem.kind for problem in check_set(*where).problems.found]
+
+
+@pytest.mark.parametrize("other", ["cat ", "Cat", "cAT"])
+def test_category_that_differs_in_spelling_alone_is_refused(tmp_path, other):
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": other}, {"id": 3, "name": "cats"}]
+    path = write_files(tmp_path, [image_entry(1)], [box_entry(1, 1, 1)], categories)
+    (problem,) = check_set(path, tmp_path).problems.found
+    assert problem.kind == "similar class names" and repr(other) in problem.line and "'cat'" in problem.line
+    with pytest.raises(DataError, match="but for its spelling"):
+        load_coco(path, tmp_path)
+
+
+def test_xml_label_that_differs_in_spelling_alone_is_refused_with_its_first_file(tmp_path):
+    for stem, name in (("a", "hot dog"), ("b", "Hot_Dog"), ("c", "Hot_Dog"), ("d", "hotter dog")):
+        write_pair(tmp_path, stem, [(name, (1, 1, 9, 9))])
+    (problem,) = check_set(tmp_path).problems.found
+    assert problem.kind == "similar class names" and "'hot dog'" in problem.line
+    assert f"'Hot_Dog' (first in {tmp_path / 'b.xml'})" in problem.line
+    with pytest.raises(DataError, match="but for its spelling"):
+        load_xml_folder(tmp_path)
+    (tmp_path / "a.xml").write_text(xml_text([]))
+    assert kinds_of(tmp_path) == []
+    with pytest.raises(DataError, match="first in the other images"):  # test images of other spelling
+        load_xml_folder(tmp_path, known=["hot dog", "ace"])
+
+
+def test_box_that_stands_twice_is_reported_and_can_be_dropped_but_is_loaded(tmp_path, capsys):
+    boxes = [box_entry(1, 1, 1), box_entry(2, 2, 1), box_entry(3, 1, 3), box_entry(4, 1, 1)]
+    boxes += [
+        box_entry(5, 1, 1, (5, 6, 10, 12.5)),
+        box_entry(6, 1, 1, iscrowd=1),
+        box_entry(7, 1, 1, iscrowd=1),
+    ]
+    path = write_files(tmp_path, [image_entry(1), image_entry(2)], boxes)
+    (problem,) = check_set(path, tmp_path).problems.found
+    assert problem.kind == "duplicate box" and problem.drop == (("annotations", 3),)
+    assert problem.line.startswith("annotation 4 (image 1)") and "that of annotation 1" in problem.line
+    assert len(load_coco(path, tmp_path).flat.labels) == 7  # as published evaluation counts them
+    assert main([str(path), str(tmp_path), "--drop", str(tmp_path / "clean.json")]) == 0
+    assert kinds_of(tmp_path / "clean.json", tmp_path) == []
+
+
+def test_object_that_stands_twice_in_xml_is_reported_and_in_a_devkit_mentioned(tmp_path, capsys):
+    objects = [("bird", (1, 1, 9, 9)), ("cat", (1, 1, 9, 9)), ("bird", (1, 1, 9, 9)), ("bird", (1, 1, 9, 10))]
+    write_pair(tmp_path / "xml", "a", objects)
+    (problem,) = check_set(tmp_path / "xml").problems.found
+    assert problem.kind == "duplicate box" and problem.file.name == "a.xml"
+    assert "objects 1 and 3 (bird)" in problem.line
+    assert len(load_xml_folder(tmp_path / "xml").flat.labels) == 4
+    folder = write_devkit(tmp_path / "VOC2007", {"000001": objects}, {"trainval": ["000001"]})
+    assert main([str(folder)]) == 0
+    assert "1 boxes stand twice and are kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            '{"images": [], "categories": [], "annotations": [], "images": []}',
+            "an object has 2 times the key 'images'",
+        ),
+        (
+            '{"images": [{"id": 5, "id": 5}], "categories": [], "annotations": []}',
+            "id 5 has 2 times the key 'id'",
+        ),
+    ],
+)
+def test_repeated_key_of_json_is_reported(tmp_path, text, line):
+    (tmp_path / "a.json").write_text(text)
+    (problem,) = (one for one in check_set(tmp_path / "a.json").problems.found if one.kind == "repeated key")
+    assert line in problem.line
+
+
+def test_repeated_element_of_xml_is_reported(tmp_path):
+    write_pair(tmp_path, "a", [])
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    text = xml_text([("ace", (1, 1, 9, 9))])
+    (tmp_path / "a.xml").write_text(text.replace("<bndbox>", f"{box}<bndbox>"))
+    (problem,) = check_set(tmp_path).problems.found
+    assert problem.kind == "repeated key" and "object 1 (ace): has 2 times 'bndbox'" in problem.line
+
+
+def test_set_without_any_box_is_reported(tmp_path):
+    assert kinds_of(write_files(tmp_path / "coco", [image_entry(1)], []), tmp_path / "coco") == ["no box"]
+    write_pair(tmp_path / "xml", "a", [])
+    assert kinds_of(tmp_path / "xml") == ["no box"]
+
+
+def test_xml_of_another_kind_or_name_is_reported(tmp_path, caplog):
+    for stem in ("a", "b", "c"):
+        write_pair(tmp_path, stem, [("ace", (1, 1, 9, 9))])
+    text = (tmp_path / "b.xml").read_text()
+    (tmp_path / "b.xml").write_text(text.replace("annotation>", "Results>"))
+    (tmp_path / "c.xml").rename(tmp_path / "c.XML")
+    write_pair(tmp_path / "more", "d", [])
+    found = {problem.kind: str(problem) for problem in check_set(tmp_path).problems.found}
+    assert found.keys() == {"unreadable file", "wrong file name"}
+    assert "root is <Results>; expected <annotation>" in found["unreadable file"]
+    assert "c.XML" in found["wrong file name"]
+    assert "1 XML files of its sub-folders are left out, e.g." in caplog.text
+
+
+def test_box_far_outside_is_not_called_one_without_width(tmp_path):
+    path = write_files(tmp_path / "coco", [image_entry(1)], [box_entry(1, 1, 1, (1e30, 5, 10, 10))])
+    write_pair(tmp_path / "xml", "a", [("ace", (1e30, 1, 1e30, 9))])
+    for problems in (check_set(path, path.parent).problems, check_set(tmp_path / "xml").problems):
+        assert [problem.kind for problem in problems.found] == ["box outside"]
+        assert "lies outside its image of 40x30" in problems.found[0].line
+
+
+def test_reader_that_leaves_early_is_no_error(tmp_path):
+    boxes = [box_entry(n, 1, 1, (5, 6, 0, 9)) for n in range(20_000)]
+    path = write_files(tmp_path, [image_entry(1)], boxes)
+    command = f"{sys.executable} -m risf_core.data.check {path} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert "annotation 0 (image 1)" in done.stdout and done.stderr == ""
 
 
 # ------------------------------------------------------------ real sets

@@ -73,7 +73,7 @@ def test_names_with_signs_of_other_languages_are_right(tmp_path):
     images = [
         image_entry(n, file_name=name) for n, name in enumerate(("зебра.png", "斑马.png", "9\u202fPM.png"))
     ]
-    path = write_files(tmp_path, images, [], [{"id": 1, "name": "slon\u00edk \U0001f418"}])
+    path = write_files(tmp_path, images, [box_entry(1, 1, 1)], [{"id": 1, "name": "slon\u00edk \U0001f418"}])
     assert main([str(path), str(tmp_path)]) == 0
 
 
@@ -102,7 +102,7 @@ def test_a_file_that_is_no_xml_is_one_problem(tmp_path, capsys, name):
 
 def test_deep_and_strange_xml_is_no_traceback(tmp_path, capsys):
     write_pair(tmp_path, "deep", [])
-    (tmp_path / "deep.xml").write_text("<a>" * 50_000 + "</a>" * 50_000)
+    (tmp_path / "deep.xml").write_text(f"<annotation>{'<a>' * 50_000}{'</a>' * 50_000}</annotation>")
     write_pair(tmp_path, "strange", [("a\u2028b", (1, 1, "9" * 400, 9)), ("c", ("0x1", "", "1_0", "\u0665"))])
     for number, width in enumerate(("1e300", "1e19", "9" * 400)):
         write_pair(tmp_path, f"wide{number}", [])

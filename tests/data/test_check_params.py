@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from risf_core.data.check import main
+from risf_core.data.coco import load_coco
+from risf_core.errors import DataError
 from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_devkit, write_pair, xml_text
 
@@ -101,7 +103,12 @@ def test_base_shots_are_read_where_the_head_has_base_classes(tmp_path, monkeypat
     write_files(tmp_path, [image_entry(1)], [box_entry(1, 1, 3)], name="1_shot.json")
     few_shot = {"kind": "files", "pattern": "{shots}_shot.json"}
     data = OWN | {"base_classes": ["person"], "few_shot": few_shot, "test_annotations": "test.json"}
-    run = {"base": "x.yaml", "shots": 1, "seeds": [0], "setting": "fsod"}
+    base = {"profile": "own", "data": data, "weights": "base.pkl", "pretraining": None}
+    (tmp_path / "10_base_training.yaml").write_text(yaml.safe_dump(base))
+    run = {"base": "10_base_training.yaml", "shots": 1, "seeds": [0], "setting": "fsod"}
+    assert check_data_of(tmp_path, monkeypatch, run=run, **data) == 1
+    assert f"{tmp_path / 'base.pkl'} does not exist" in capsys.readouterr().out
+    (tmp_path / "base.pkl").write_bytes(b"")
     assert check_data_of(tmp_path, monkeypatch, run=run, **data) == 0
     assert check_data_of(tmp_path, monkeypatch, run=run | {"setting": "gfsod"}, **data) == 1
     assert "class 'person' has 0 boxes" in capsys.readouterr().out
@@ -166,3 +173,65 @@ def test_a_pictogram_world_has_no_problem(tmp_path, monkeypatch, capsys):
     assert (
         "40 images decoded" in printed and "8 images decoded" in printed and "1 K-shot sets read" in printed
     )
+
+
+def test_kind_of_a_problem_is_its_cause(tmp_path, monkeypatch, capsys):
+    def kind_with(**changes) -> str:
+        assert check_data_of(tmp_path, monkeypatch, **OWN | changes) == 1
+        return capsys.readouterr().out.splitlines()[-1].split("1 problem: ")[1]
+
+    two_classes(tmp_path)
+    (tmp_path / "mine.txt").write_text("9.png\n")
+    assert kind_with(novel_classes=["cta"]) == "1 base and novel classes"
+    assert kind_with(shots=[5]) == "1 K boxes"
+    assert kind_with(few_shot={"kind": "drawn", "images": "mine.txt"}) == "1 chosen images"
+    assert kind_with(few_shot={"kind": "drawn", "images": "nowhere.txt"}) == "1 missing file"
+    assert kind_with(test_annotations="instances.json") == "1 training and test overlap"
+
+
+def test_folder_in_place_of_a_coco_file_is_called_so_and_the_other_way_round(tmp_path, monkeypatch, capsys):
+    two_classes(tmp_path)
+    write_pair(tmp_path / "xml", "a", [("cat", (1, 1, 9, 9))])
+    assert check_data_of(tmp_path, monkeypatch, **OWN | {"annotations": "xml", "images": "xml"}) == 1
+    printed = capsys.readouterr().out
+    assert (
+        "xml: is a folder. Expected a COCO JSON file; for a folder of XML files write source: xml" in printed
+    )
+    assert "nothing is wrong" not in printed and "does not exist" not in printed
+    with pytest.raises(DataError, match="is a folder. Expected a COCO JSON"):
+        load_coco(tmp_path / "xml", tmp_path)
+    data = {"source": "xml", "images": "xml", "annotations": "instances.json", "novel_classes": ["cat"]}
+    assert check_data_of(tmp_path, monkeypatch, **data) == 1
+    assert "is a file. Expected a folder of XML files" in capsys.readouterr().out
+
+
+def test_all_missing_files_are_listed_at_once_as_run_lists_them(tmp_path, monkeypatch, capsys):
+    data = OWN | {
+        "images": "photos",
+        "test_annotations": "test.json",
+        "few_shot": {"kind": "published", "folder": "shots"},
+    }
+    assert check_data_of(tmp_path, monkeypatch, **data) == 1
+    printed = capsys.readouterr().out
+    for name in ("instances.json", "test.json", "shots", "photos"):
+        assert f"{tmp_path / name}" in printed
+    assert printed.count("does not exist") == 5  # the folder of the images once for each of its sets
+
+
+def test_wrong_params_are_said_as_run_says_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    assert main(["--params", "nope.yaml"]) == 2
+    assert "nope.yaml: no such params file" in capsys.readouterr().err
+    (tmp_path / "nope.yaml").write_text("profile: own\n")
+    assert main(["--params", "nope.yaml"]) == 2 and "no notebook is called 'nope'" in capsys.readouterr().err
+
+
+def test_duplicate_boxes_are_mentioned_where_the_file_is_taken_as_it_is(tmp_path, monkeypatch, capsys):
+    boxes = [box_entry(2 * n + c, n, (1, 3)[c]) for n in range(1, 7) for c in range(2)] + [
+        box_entry(99, 3, 1)
+    ]
+    write_files(tmp_path, [image_entry(n) for n in range(1, 7)], boxes)
+    assert check_data_of(tmp_path, monkeypatch, **OWN) == 1 and "1 duplicate box" in capsys.readouterr().out
+    assert check_data_of(tmp_path, monkeypatch, **OWN, drop_invalid=True) == 0
+    printed = capsys.readouterr().out
+    assert "1 boxes stand twice and are kept, as published; first: annotation 99" in printed

@@ -150,7 +150,7 @@ BAD = {  # planted in the first object of an otherwise right file: what is writt
         xml_text([("ace", (1, 1, 5, 5))]).replace("</name>", "</name><difficult>yes</difficult>"),
         "difficult is 'yes'",
     ),
-    "no width": (xml_text([("ace", (5, 5, 4, 9))]), "object 1 (ace): box [5, 5, 4, 9] has no size"),
+    "no width": (xml_text([("ace", (5, 5, 4, 9))]), "object 1 (ace): box [5, 5, 4, 9] has xmin > xmax"),
     "outside": (xml_text([("ace", (5, 5, 9, 33))]), "box [5, 5, 9, 33] lies outside its image of 40x30"),
     "not XML": ("<annotation>", "not readable as XML"),
     "entity": ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "not readable as XML"),
@@ -176,7 +176,7 @@ def test_all_faults_of_a_folder_are_in_one_error(tmp_path):
     kinds = (
         "have the same name",
         "no image c.*",
-        "has no size",
+        "has xmin > xmax",
         "lies outside",
         "has no 'name'",
         "b.png: not readable",
