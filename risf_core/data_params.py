@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_validator
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Strict(False)]  # lax here alone: YAML has no tuples; the items stay strict
@@ -18,6 +18,12 @@ class Strictly(BaseModel):
     """Base of all parameter models: frozen, no unknown names, no conversion of types, no NaN or infinity."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _check_each_once(values: tuple) -> tuple:
+    if len(set(values)) < len(values):
+        raise ValueError(f"holds a value twice: {list(values)}")
+    return values
 
 
 class PictogramData(Strictly):
@@ -36,6 +42,8 @@ class PictogramData(Strictly):
     shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K, nested")
     seed: Seed = Field(0, description="seed of the whole world")
 
+    _each_k_once = field_validator("shots")(_check_each_once)
+
     def files(self) -> tuple[str, ...]:
         """None: the world follows from the parameters."""
         return ()
@@ -48,7 +56,8 @@ class DrawnShots(Strictly):
 
     kind: Literal["drawn"] = "drawn"
     images: str | None = Field(
-        None, description="text file, an image file a line: novel boxes are drawn from these images alone"
+        None,
+        description="text file, an image file a line, relative to images: novel boxes are drawn from these alone",
     )
 
     def files(self, shots: tuple[int, ...], num_seeds: int) -> tuple[str, ...]:
@@ -109,6 +118,8 @@ class UserData(Strictly):
     num_seeds: int = Field(10, ge=1, le=30, description="draws, seeds 0 to this - 1")
     seed: Seed = Field(0, description="seed of the image split and of the draws")
 
+    _each_k_once = field_validator("shots")(_check_each_once)
+
     @model_validator(mode="after")
     def _novel_classes_are_named(self) -> Self:
         if self.novel_classes is None and self.base_classes != ():
@@ -153,7 +164,7 @@ class XmlData(UserData):
 
     source: Literal["xml"]
     annotations: str | None = Field(None, description="folder of the XML files; null: beside the images")
-    few_shot: DrawnShots = DrawnShots()
+    few_shot: FewShot = Field(DrawnShots(), description="drawn alone; given K-shot sets are COCO files")
 
     def files(self) -> tuple[str, ...]:
         """The user's folders and files that decide boxes and splits."""
@@ -169,6 +180,12 @@ class XmlData(UserData):
     def _test_images_are_named(self) -> Self:
         if self.test_annotations is not None and self.test_images is None:
             raise ValueError("test_annotations: give the folder of the test_images as well")
+        return self
+
+    @model_validator(mode="after")
+    def _shots_are_drawn(self) -> Self:
+        if self.few_shot.kind != "drawn":
+            raise ValueError(f"few_shot: kind {self.few_shot.kind} goes with source: coco, not with xml")
         return self
 
 
@@ -192,6 +209,8 @@ class VocData(Strictly):
     shots: Many[Count] = Field((1, 2, 3, 5, 10), min_length=1, description="values of K")
     num_seeds: int = Field(30, ge=1, le=30, description="lists of seeds 0 to this - 1")
     seed: Seed = Field(0, description="seed of the cut to K, where the listed images have more boxes")
+
+    _each_k_once = field_validator("shots")(_check_each_once)
 
     def files(self) -> tuple[str, ...]:
         """The folders of the annotations, image sets and lists."""

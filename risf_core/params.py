@@ -340,7 +340,10 @@ class FewShotParams(NotebookParams):
         num_seeds = data.few_shot_seeds if pictograms else data.num_seeds
         _check_repeats(self, "seeds", "arms")
         if self.shots not in data.shots:
-            raise ValueError(f"shots is {self.shots}, but data.shots is {list(data.shots)}")
+            raise ValueError(
+                f"shots is {self.shots}, but data.shots is {list(data.shots)}: add {self.shots} to data.shots, "
+                "or choose one of these"
+            )
         if max(self.seeds) >= num_seeds:
             raise ValueError(f"seeds has {max(self.seeds)}, but the data has seeds 0 to {num_seeds - 1}")
         if pictograms and self.split not in data.few_shot_splits:
@@ -350,6 +353,10 @@ class FewShotParams(NotebookParams):
         known = {"kshot", "missing", "full"} if pictograms else {"kshot", "clean"}
         if not set(self.arms) <= known:
             raise ValueError(f"data of source {data.source} has the arms {', '.join(sorted(known))}")
+        if "clean" in self.arms and data.source == "coco" and data.annotations is None:
+            raise ValueError(
+                "arms: clean needs the training images with all their boxes: give data.annotations"
+            )
         return self
 
 

@@ -128,6 +128,17 @@ def test_fewer_gpus_are_one_parameter():
     assert (base.warmup, base.lr) == (400, 0.005)
 
 
+def test_every_schedule_of_16_images_follows_the_batch_size():
+    """Else -p solver.batch_size 4 would quarter the images seen."""
+    found = 0
+    for path in sorted((ROOT / "params").glob("*/[123]*.yaml")):
+        solver = getattr(load_run(path).params, "solver", None)
+        if solver is not None and solver.batch_size == 16:
+            found += 1
+            assert solver.reference_batch == 16, path
+    assert found == len(CELLS) + 2 + 6  # the base models; CD-FSOD's sets
+
+
 @pytest.mark.parametrize(
     ("profile", "expected"),
     [

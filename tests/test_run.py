@@ -149,7 +149,7 @@ FILE = ("--params", "params/smoke/10_base_training.yaml")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((NOTEBOOK, *FILE, "-p", "sede", "1"), "with -p: unknown parameter 'sede' (nearest: 'seed')"),
+        ((NOTEBOOK, *FILE, "-p", "sede", "1"), "with sede 1: unknown parameter 'sede' (nearest: 'seed')"),
         ((NOTEBOOK, *FILE, "-p", "seed", "one"), "seed: expected a whole number, got text 'one'"),
         ((NOTEBOOK, *FILE, "-p", "seed", "-1"), "seed: must be greater than or equal to 0, got -1"),
         ((NOTEBOOK, *FILE, "-p", "seed", "[1, 2]"), "seed: expected a whole number, got the list [1, 2]"),

@@ -1,10 +1,10 @@
-"""Clean seeds: the images of a K-shot set with every instance of every known class annotated.
+"""Clean seeds: the images of a K-shot set with every instance of the classes of the head annotated.
 
 A K-shot set annotates K boxes of a class; other objects of the same images, even of the same class, stand there without
 a box and are trained as background. No published code builds clean seeds, so this is our definition: take the same
-images, and restore from the full annotation every instance of every class that the head knows (the novel ones in
-`fsod`, base and novel ones in `gfsod`). Clean sets are no K-shot sets: they have more boxes. The share of the instances
-that the K-shot set of a seed leaves out is its missing rate.
+images, and restore from the full annotation every instance of the classes of the head (`fsod`: novel; `gfsod`: base and
+novel). In `fsod` base objects are not restored: its head has no base class. Clean sets are no K-shot sets: they have
+more boxes. The share of the instances that the K-shot set of a seed leaves out is its missing rate.
 
 ``python -m risf_core.data.clean_seeds PARAMS`` prints the missing rate of each seed, and writes the clean sets.
 """
@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from risf_core.data.benchmark import Benchmark
 
 logger = logging.getLogger(__name__)
+
+COLUMNS = {
+    "fsod": (
+        "novel boxes: annotated in the K-shot set; novel instances: all that its images show; novel missing %: the "
+        "share without a box, which the clean set restores; missing %: the same of base and novel classes together "
+        "(base objects are not restored in fsod, whose head has no base class)."
+    ),
+    "gfsod": (
+        "Of base and novel classes, boxes: annotated in the K-shot set; instances: all that its images show; "
+        "missing %: the share without a box, which the clean set restores."
+    ),
+}
 
 
 def restore_instances(few_shot: DetectionData, full: DetectionData) -> DetectionData:
@@ -76,20 +88,22 @@ def count_missing(few_shot: DetectionData, clean: DetectionData) -> tuple[int, i
     return shown, shown - len(annotated)
 
 
-def missing_rates(benchmark: Benchmark) -> pd.DataFrame:
+def missing_rates(benchmark: Benchmark, *, setting: str = "fsod") -> pd.DataFrame:
     """The missing rate of each seed and K, in percent of the instances.
 
     Returns:
-        A row for each K and seed with `images`, `novel boxes` (of the K-shot set), `novel instances` and `novel missing
-        %` (in the images of the `fsod` set), and `missing %` of base and novel classes together in these images.
+        A row for each K and seed with `images`, and of the classes of the head `boxes` (of the K-shot set),
+        `instances` (that its images show) and `missing %`. In `fsod` these have "novel" before them, and another column
+        `missing %` is that of base and novel classes together in the same images.
     """
     import pandas as pd
 
     known = benchmark.train.select_classes((*benchmark.base_names, *benchmark.novel_names))
+    of_head = "novel " if setting == "fsod" else ""
     rows = []
     for k in benchmark.shots:
         for seed in range(benchmark.num_seeds):
-            few_shot = benchmark.few_shot(k, seed)
+            few_shot = benchmark.few_shot(k, seed, setting=setting)
             everything = _same_images(few_shot, known)
             all_shown = sum(everything.counts().values())
             clean = everything.select_classes(few_shot.class_names)
@@ -99,9 +113,9 @@ def missing_rates(benchmark: Benchmark) -> pd.DataFrame:
                     "K": k,
                     "seed": seed,
                     "images": len(clean),
-                    "novel boxes": shown - missing,
-                    "novel instances": shown,
-                    "novel missing %": 100 * missing / shown,
+                    f"{of_head}boxes": shown - missing,
+                    f"{of_head}instances": shown,
+                    f"{of_head}missing %": 100 * missing / shown,
                     "missing %": 100 * (all_shown - shown + missing) / all_shown,
                 }
             )
@@ -135,7 +149,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="python -m risf_core.data.clean_seeds", description=main.__doc__)
     parser.add_argument("params", help="params file, e.g. params/voc/20_fine_tuning.yaml")
-    parser.add_argument("--setting", choices=("fsod", "gfsod"), default="fsod", help="of the sets written")
+    parser.add_argument("--setting", choices=tuple(COLUMNS), default="fsod", help="classes of the head")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the clean sets there")
     options = parser.parse_args(words)
     try:
@@ -143,7 +157,8 @@ def main(words: Sequence[str] | None = None) -> int:
         benchmark = open_benchmark(params.data, split=getattr(params, "split", 1))
         if "clean" not in benchmark.arms:
             raise DataError(f"{benchmark.name} has the arms {', '.join(benchmark.arms)}, and no clean one.")
-        print(missing_rates(benchmark).to_string(index=False, float_format="%.1f"))
+        rates = missing_rates(benchmark, setting=options.setting)
+        print(f"{rates.to_string(index=False, float_format='%.1f')}\n\n{COLUMNS[options.setting]}")
         if options.write:
             count = write_clean_seeds(options.write, benchmark, setting=options.setting)
             print(f"{count} files in {options.write}")

@@ -169,7 +169,7 @@ def coco_content(data: DetectionData, images_dir: str | Path, *, keep: np.ndarra
         "images": [
             {
                 "id": record.image_id,
-                "file_name": _file_name(record, Path(images_dir)),
+                "file_name": file_name(record, images_dir),
                 "height": record.height,
                 "width": record.width,
             }
@@ -192,7 +192,12 @@ def _xywh(boxes: np.ndarray) -> list[list[float]]:
     return np.where((back == boxes).all(axis=1, keepdims=True), short, exact).tolist()
 
 
-def _file_name(record: ImageRecord, images_dir: Path) -> str:
+def file_name(record: ImageRecord, images_dir: str | Path) -> str:
+    """An image's name relative to the folder of the images.
+
+    Raises:
+        DataError: If the image is not in that folder.
+    """
     try:
         return record.path.relative_to(images_dir).as_posix()
     except ValueError as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from risf_core.data.benchmark import Benchmark, files_of, hash_files, load_layout, partition
-from risf_core.data.coco import load_coco, write_coco, write_json
+from risf_core.data.coco import file_name, load_coco, write_coco, write_json
 from risf_core.data.dataset import DetectionData, suggest
 from risf_core.data.few_shot import draw_few_shot, write_few_shot
 from risf_core.data.image_split import split_images
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SEED_STRIDE = 1000  # between the draws of one data seed and the next
-DRAW_VERSION = 2  # raise it whenever the same parameters give another image split or other draws
+DRAW_VERSION = 3  # raise it whenever the same parameters give another image split or other draws
 MAX_DECODED = (
     20_000  # images decoded once when sets are drawn; those of larger sets are checked as they are read
 )
@@ -273,7 +273,7 @@ def _load_part(
         )
     chosen = set(_read(root / "annotations" / f"{part}.json"))
     whole = load_whole(data, name)
-    images = tuple(record for record in whole.images if record.path.name in chosen)
+    images = tuple(record for record in whole.images if file_name(record, data.images) in chosen)
     found = replace(whole, images=images)
     return found if class_names is None else found.select_classes(class_names)
 
@@ -294,7 +294,9 @@ def _build(data: CocoData | XmlData, root: Path) -> None:
     )
     class_names = (*base_names, *novel_names)
     chosen = (
-        None if data.few_shot.images is None else choose_images(whole, project_path(data.few_shot.images))
+        None
+        if data.few_shot.images is None
+        else choose_images(whole, project_path(data.few_shot.images), data.images)
     )
     train, test = _split(data, root, whole, class_names, chosen)
     shared = {record.path for record in train.images} & {record.path for record in test.images}
@@ -326,24 +328,39 @@ def _build(data: CocoData | XmlData, root: Path) -> None:
     )
 
 
-def choose_images(data: DetectionData, path: Path) -> DetectionData:
+def choose_images(data: DetectionData, path: Path, images_dir: str | Path) -> DetectionData:
     """The images that a text file lists, one file name a line, in the order of the data.
 
+    A name is relative to the folder of the images; the last part of it is enough where one image alone has it.
+
     Raises:
-        SplitError: If a name is not that of an image of the data (with the nearest one).
+        SplitError: If a name is not that of an image (with the nearest one), or that of several (with all of them).
     """
-    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
-    known = {record.path.name for record in data.images}
-    unknown = sorted(names - known)
+    lines = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise SplitError(f"{path}: the list is empty. Expected one image file a line.", kind="chosen images")
+    known = {file_name(record, images_dir) for record in data.images}
+    of_bare: dict[str, list[str]] = {}
+    for name in sorted(known):
+        of_bare.setdefault(Path(name).name, []).append(name)
+    listed = list(dict.fromkeys(line.as_posix() for line in lines))
+    found = {name: [name] if name in known else of_bare.get(name, []) for name in listed}
+    unknown = [name for name in listed if not found[name]]
     if unknown:
         raise SplitError(
-            f"{path}: {len(unknown)} of {len(names)} images are not in {data.name}, e.g. {unknown[0]!r}. "
+            f"{path}: {len(unknown)} of {len(listed)} images are not in {data.name}, e.g. {unknown[0]!r}. "
             f"{suggest(unknown[0], sorted(known))}",
             kind="chosen images",
         )
-    if not names:
-        raise SplitError(f"{path}: the list is empty. Expected one image file a line.", kind="chosen images")
-    images = tuple(record for record in data.images if record.path.name in names)
+    several = [name for name in listed if len(found[name]) > 1]
+    if several:
+        raise SplitError(
+            f"{path}: {len(several)} of {len(listed)} names are those of several images, e.g. {several[0]!r}. "
+            f"Expected one of: {', '.join(found[several[0]])}.",
+            kind="chosen images",
+        )
+    chosen = {name for (name,) in found.values()}
+    images = tuple(record for record in data.images if file_name(record, images_dir) in chosen)
     return replace(data, name=f"{data.name}, images of {path.name}", images=images)
 
 
@@ -370,7 +387,7 @@ def _split(
         if data.source == "coco":
             write_coco(path, images, images_dir=data.images)
         else:
-            write_json(path, [record.path.name for record in images.images])
+            write_json(path, [file_name(record, data.images) for record in images.images])
     return train, test
 
 

@@ -116,7 +116,8 @@ def load_run(
     try:
         params = model.model_validate(values)
     except ValidationError as error:
-        source = f"{shown(path)}{' with -p' if overrides else ''}"
+        replaced = ", ".join(f"{name} {value}" for name, value in flatten(overrides).items())
+        source = f"{shown(path)}{' with ' if replaced else ''}{replaced}"
         raise ParamsError(f"{source}: {explain(error, model)}") from None
     return RunSpec(params=params, file=path, overrides=overrides, notebook=notebook_path)
 
@@ -216,5 +217,8 @@ def load_list(path: str | Path) -> list[RunSpec]:
         except ValidationError as error:
             raise ParamsError(f"{shown(file)}: runs, item {number}: {explain(error, RunRef)}") from None
         beside = file.parent / ref.params
-        specs += expand(ref.model_copy(update={"params": str(beside)}) if beside.is_file() else ref)
+        try:
+            specs += expand(ref.model_copy(update={"params": str(beside)}) if beside.is_file() else ref)
+        except ParamsError as error:
+            raise ParamsError(f"{shown(file)}: {error}") from None
     return specs

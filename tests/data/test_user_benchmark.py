@@ -1,22 +1,34 @@
 """The user's own images: XML folders, images chosen by hand, K-shot sets that are given."""
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from risf_core import run
 from risf_core.data.benchmark import open_benchmark
 from risf_core.errors import DataError, SplitError
-from risf_core.params import BaseTrainingParams, CocoData, FineTuningParams, XmlData
-from risf_core.runs.run_specs import load_run
+from risf_core.params import (
+    BaseTrainingParams,
+    CocoData,
+    FineTuningParams,
+    PictogramData,
+    VocData,
+    XmlData,
+)
+from risf_core.runs.run_specs import load_list, load_run
 from risf_core.runs.run_specs import upstream as upstream_runs
 from risf_core.voc_evaluation import evaluator_for
 from tests.data.coco_files import box_entry, image_entry, write_files
 from tests.data.voc_files import write_pair
 
-CDFSOD = Path(__file__).resolve().parents[2] / "params" / "cdfsod"
+README = Path(__file__).resolve().parents[2] / "README.md"
+CDFSOD = README.parent / "params" / "cdfsod"
 ACE, KING, TEN = ("ace", (1, 1, 9, 9)), ("king", (11, 3, 30, 20)), ("ten", (2, 2, 39, 29), True)
 
 
@@ -125,6 +137,44 @@ def test_chosen_images_are_known_ones(tmp_path):
         open_benchmark(xml_params(tmp_path / "cards", few_shot=few_shot))
 
 
+def test_chosen_images_in_sub_folders_are_named_from_the_folder_of_the_images(tmp_path):
+    """a/ and b/ with images of the same names: a bare name is enough where one image has it."""
+    images = [image_entry(n, file_name=f"{'ab'[n % 2]}/{n // 2}.png") for n in range(12)]
+    images.append(image_entry(12, file_name="a/only.png"))
+    boxes = [box_entry(2 * n + c, n, (1, 3)[c]) for n in range(13) for c in range(2)]
+    for folder in "ab":
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    annotations = write_files(tmp_path / "set", images, boxes)
+    listed = tmp_path / "mine.txt"
+
+    def opened(*lines):
+        listed.write_text("\n".join(lines))
+        return open_benchmark(
+            CocoData(
+                source="coco",
+                root=str(tmp_path / "data"),
+                images=str(tmp_path / "set"),
+                annotations=str(annotations),
+                base_classes=["person"],
+                novel_classes=["cat"],
+                few_shot={"kind": "drawn", "images": str(listed)},
+                shots=[1, 3],
+                num_seeds=2,
+            )
+        )
+
+    benchmark = opened("a/0.png", "./b/3.png", "only.png")
+    expected = {tmp_path / "set" / name for name in ("a/0.png", "b/3.png", "a/only.png")}
+    assert {record.path for record in benchmark.few_shot(3, 1).images} == expected
+    assert not expected & {record.path for record in benchmark.test.images}
+    with pytest.raises(
+        SplitError, match=r"1 of 2 names .* several images, e.g. '3.png'.*: a/3.png, b/3.png\."
+    ):
+        opened("a/0.png", "3.png")
+    with pytest.raises(SplitError, match=r"1 of 2 images are not in .*'a/9.png'. Did you mean"):
+        opened("a/0.png", "a/9.png")
+
+
 # ------------------------------------------------------------ given K-shot sets
 
 
@@ -208,6 +258,14 @@ def test_the_params_of_cd_fsod_s_sets_read_the_layout_that_it_ships(tmp_path, mo
         assert set(benchmark.few_shot(shots, 0).counts().values()) == {shots}
 
 
+def test_the_list_of_cd_fsod_ends_with_the_tables_of_each_set():
+    specs = load_list(CDFSOD / "runs.yaml")
+    tuned = {s.params.profile: s.params.solver for s in specs if s.params.notebook == "20_fine_tuning"}
+    tables = [spec.params.profile for spec in specs if spec.params.notebook == "40_results"]
+    assert sorted(tuned) == tables and len(tables) == 6
+    assert all((solver.batch_size, solver.reference_batch) == (16, 16) for solver in tuned.values())
+
+
 def test_the_full_annotation_of_a_given_set_makes_it_clean(tmp_path):
     folder = tmp_path / "set"
     params = given(folder)
@@ -272,6 +330,29 @@ def test_parameters_that_do_not_go_together_are_refused(tmp_path):
     )  # fmt: skip
 
 
+def test_given_sets_go_with_a_coco_file(tmp_path):
+    for few_shot in ({"kind": "files", "pattern": "{shots}.json"}, {"kind": "published", "folder": "f"}):
+        with pytest.raises(
+            ValidationError, match=rf"few_shot: kind {few_shot['kind']} goes with source: coco"
+        ):
+            xml_params(tmp_path / "cards", few_shot=few_shot)
+
+
+def test_a_k_that_stands_twice_is_refused(tmp_path):
+    for model in (xml_params, lambda folder, **values: VocData(**values), lambda f, **v: PictogramData(**v)):
+        with pytest.raises(ValidationError, match=r"shots\n.*holds a value twice: \[5, 1, 5\]"):
+            model(tmp_path / "cards", shots=[5, 1, 5])
+
+
+def test_clean_seeds_of_given_files_need_the_full_annotation(tmp_path):
+    values = {"profile": "x", "base": "b.yaml", "shots": 1, "seeds": [0], "arms": ["kshot", "clean"]}
+    data = given(tmp_path / "set").model_dump()
+    with pytest.raises(ValidationError, match="arms: clean needs .* give data.annotations"):
+        FineTuningParams(**values, data=data)
+    full = FineTuningParams(**values, data=data | {"annotations": "full.json"})
+    assert full.arms == ("kshot", "clean")
+
+
 def test_all_classes_may_be_novel_where_the_base_model_comes_from_other_data(tmp_path):
     benchmark = open_benchmark(xml_params(tmp_path / "cards", base_classes=[], novel_classes=None))
     assert benchmark.base_names == () and benchmark.novel_names == ("ace", "king", "ten")
@@ -311,3 +392,51 @@ def test_boxes_of_xml_and_of_the_written_draw_are_the_same(tmp_path):
     for record in drawn:
         np.testing.assert_array_equal(record.boxes, by_name[record.path.name].boxes)
         assert record.image_id == by_name[record.path.name].image_id
+
+
+# ------------------------------------------------------------ README's walk
+
+
+@pytest.fixture
+def copied_profile(tmp_path, monkeypatch):
+    """A function that copies a profile with README's own commands; and README's blocks, the COCO file's first."""
+    section = README.read_text().split("## Data of your own")[1].split("\n## ")[0]
+    commands = re.search(r"    FROM=cards; N=mine;.*\n    sed .*\n", section)[0]
+    blocks = re.findall(r"```yaml\n(.*?)```", section, re.S)
+    for name in ("params", "notebooks"):
+        shutil.copytree(README.parent / name, tmp_path / name)
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def copy(profile: str) -> Path:
+        subprocess.run(["bash", "-ec", commands.replace("FROM=cards", f"FROM={profile}")], check=True)
+        return tmp_path / "params" / "mine" / "shared.yaml"
+
+    return copy, blocks
+
+
+@pytest.mark.parametrize(
+    ("profile", "number", "file"),
+    [("photos", 0, "/data/birds/instances.json"), ("cards", 1, "/data/cards/train")],
+)
+def test_readme_s_blocks_fit_the_profiles_that_it_copies(copied_profile, capsys, profile, number, file):
+    copy, blocks = copied_profile
+    shared = copy(profile)
+    assert len(blocks) == 2 and f"copy of `{profile}` takes" in README.read_text()
+    shared.write_text(shared.read_text().split("data:")[0] + blocks[number])
+    assert run.main(["--list", "params/mine/runs.yaml", "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert "params/mine/20_fine_tuning.yaml" in printed.out and profile not in printed.out
+    assert f"not there yet: {file}" in printed.err
+
+
+def test_a_k_that_the_data_lack_is_named_with_its_source(copied_profile, capsys):
+    copy, blocks = copied_profile
+    shared = copy("cards")
+    shared.write_text(
+        shared.read_text().split("data:")[0] + blocks[1].replace("[1, 2, 3, 5, 10]", "[1, 2, 3]")
+    )
+    assert run.main(["--list", "params/mine/runs.yaml", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "params/mine/runs.yaml: params/mine/20_fine_tuning.yaml with shots 5: shots is 5" in said
+    assert "data.shots is [1, 2, 3]: add 5 to data.shots, or choose one of these" in said and "-p" not in said

@@ -136,6 +136,16 @@ def test_the_missing_rate_by_hand(root):
     assert row["missing %"] == pytest.approx(100 * 6 / 12)
 
 
+def test_the_missing_rate_of_gfsod_is_that_of_base_and_novel_classes(root):
+    benchmark = open_benchmark(params(root))
+    row = missing_rates(benchmark, setting="gfsod").iloc[2]
+    few_shot = benchmark.few_shot(2, 0, setting="gfsod")
+    shown, missing = count_missing(few_shot, benchmark.few_shot(2, 0, arm="clean", setting="gfsod"))
+    assert (row["K"], row["seed"], row["boxes"], row["instances"]) == (2, 0, shown - missing, shown)
+    assert missing > 1 and row["missing %"] == pytest.approx(100 * missing / shown)
+    assert not any("novel" in name for name in row.index)
+
+
 def test_an_object_listed_twice_is_annotated_once(root):
     benchmark = open_benchmark(params(root))
     few_shot = benchmark.few_shot(2, 0)
@@ -173,7 +183,11 @@ def test_the_command_prints_the_rate_of_each_seed(root, tmp_path, monkeypatch, c
     assert clean_seeds.main([str(file), "--write", str(tmp_path / "clean")]) == 0
     shown = capsys.readouterr().out
     assert "novel missing %" in shown and "14.3" in shown and "20 files" in shown
+    assert "base objects are not restored in fsod" in shown
     assert (tmp_path / "clean" / "seed0" / "full_box_1shot_cow_trainval.json").is_file()
+    assert clean_seeds.main([str(file), "--setting", "gfsod"]) == 0
+    shown = capsys.readouterr().out
+    assert "novel missing %" not in shown and "Of base and novel classes" in shown
     file.write_text("profile: mini\n")
     monkeypatch.setattr(
         "risf_core.data.benchmark.open_benchmark",
