@@ -103,7 +103,10 @@ def test_params_of_cards_are_valid_and_take_all_k():
 
 def test_params_of_the_six_cross_domain_sets_are_valid():
     specs = load_list(REPOSITORY / "params" / "cdfsod" / "runs.yaml")
+    profiles = {spec.params.profile for spec in specs}
+    tables = [spec for spec in specs if spec.params.notebook == "40_results"]
+    assert len(profiles) == 6 and {spec.params.profile for spec in tables} == profiles
+    specs = [spec for spec in specs if spec not in tables]
     assert [spec.params.shots for spec in specs] == [1, 5, 10] * 6
-    assert len({spec.params.profile for spec in specs}) == 6
     files = {name for spec in specs for name in spec.params.data.files()}
     assert "data/cdfsod/NEU-DET/annotations/5_shot.json" in files and len(files) == 6 * 4
