@@ -4,6 +4,7 @@ Style and saving: `risf_core.report.figure_style`. Scenes and detections: `risf_
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from risf_core.report.figure_style import (
     styled,
 )
 from risf_core.report.plan import Plan, all_cells
-from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered
+from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
 from risf_core.report.sweep_figures import (
     backbones_figure,
     beta_omega_figure,
@@ -183,7 +184,7 @@ def _draw_two_by_two(ax: Axes, cell: pd.DataFrame, shots: int) -> None:
 
 def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
     """Every figure that records alone can fill, by file name."""
-    return {
+    figures = {
         **{f"main_{metric}": main_figure(records, metric=metric) for metric in ("nAP50", "nAP")},
         **{f"paired_{metric}": paired_figure(records, metric=metric) for metric in ("nAP50", "nAP")},
         "interaction_nAP50": interaction_figure(records),
@@ -193,3 +194,5 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "sensitivity_gamma_epsilon": gamma_epsilon_figure(records),
         "backbones": backbones_figure(records),
     }
+    note = repeats_note(records)
+    return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

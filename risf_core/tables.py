@@ -20,6 +20,7 @@ from risf_core.report.statistics import (
     mean_over_shots,
     ordered,
     pair,
+    repeats_note,
     sort_cells,
     student_interval,
     summarize_cells,
@@ -325,21 +326,26 @@ def gfsod_table(records: Sequence[Mapping]) -> Table:
     return Table("gfsod", caption, data, display)
 
 
-def rescored_table(records: Sequence[Mapping]) -> Table:
+def rescored_table(records: Sequence[Mapping], *, plan: Plan | None = None) -> Table:
     """How many detections an image CM-CLIP re-scores: those above its threshold, for each arm, loss and K."""
     without = [
         {**record, "rows": [row for row in record["rows"] if row.get("rescoring") == "none"]}
         for record in records
         if any(row.get("rescoring", "none") != "none" for row in record["rows"])  # nothing is, without a CLIP
     ]
-    table = main_table(without, metric="above_thresh")
+    if plan is not None:  # of the runs that take a CLIP alone
+        wanted = {key: own for key, own in plan.seeds.items() if (*key[:4], "cm_clip", key[5]) in plan.seeds}
+        plan = replace(plan, seeds=wanted)
+    table = main_table(without, metric="above_thresh", plan=plan)
     caption = (
         "Detections an image above CM-CLIP's threshold, which alone are re-scored (not a percentage). Losses differ in "
         "it, since BNRL's scores are flatter than cross-entropy's: read their difference with CM-CLIP beside this. "
         f"{SEEDS_NOTE}"
     )
-    display = table.display.replace("NO RUN", "–").drop(columns="re-scoring")
-    return replace(table, name="rescored_per_image", caption=caption, display=display)
+    is_count = table.data["rescoring"] == "none"
+    data, display = table.data[is_count], table.display[table.display["re-scoring"] == "none"]
+    display = display.drop(columns="re-scoring")
+    return replace(table, name="rescored_per_image", caption=caption, data=data, display=display)
 
 
 def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
@@ -350,9 +356,11 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [per_class_table(records, setting=setting) for setting in ("fsod", "gfsod")]
     tables += [sensitivity_c_table(records, metric=metric) for metric in ("nAP50", "nAP")]
     tables += [beta_omega_table(records), gamma_epsilon_table(records), backbones_table(records)]
-    tables += [wide_table(records), gfsod_table(records), rescored_table(records)]
+    tables += [wide_table(records), gfsod_table(records), rescored_table(records, plan=plan)]
     tables += [evaluation_table(records), evaluation_classes_table(records)]
     tables += [base_training_table(records), tiny_clip_table(records), cost_table(records)]
+    if note := repeats_note(records):
+        tables = [replace(table, caption=f"{table.caption}{note}") for table in tables]
     if any((record["params"].get("clip") or {}).get("path_only") for record in records if "params" in record):
         tables = [replace(table, caption=f"{table.caption} {PATH_ONLY_NOTE}") for table in tables]
     return tables

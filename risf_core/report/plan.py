@@ -51,16 +51,18 @@ class Plan:
         """
         runs = list(runs)
         names = short_loss_names(loss for run in runs for loss in _values(run, "loss"))
-        seeds: dict[tuple, set[int]] = {}
+        seeds: dict[tuple, dict[int, set[int]]] = {}
         for run in runs:
             values = {name: _values(run, name) for name in PLAN_KEYS if name != "rescoring"}
             values["loss"] = [names[spec] for spec in values["loss"]]
             values["rescoring"] = REPRODUCTION if run.get("clip") else ("none",)
             for key in itertools.product(*(values[name] for name in PLAN_KEYS)):
-                repeats = range(run.get("repeats", 1))
-                own = itertools.product(_values(run, "seed"), repeats)
-                seeds.setdefault(key, set()).update(seed + REPEAT_STRIDE * repeat for seed, repeat in own)
-        return cls({key: frozenset(own) for key, own in seeds.items()}, is_known=True)
+                repeats = run.get("repeats", 1)
+                own = itertools.product(_values(run, "seed"), range(repeats))
+                wanted = seeds.setdefault(key, {}).setdefault(repeats, set())
+                wanted.update(seed + REPEAT_STRIDE * repeat for seed, repeat in own)
+        # runs with more repeats than others are a variant beside the main row
+        return cls({key: frozenset(own[min(own)]) for key, own in seeds.items()}, is_known=True)
 
     def expected(self, split, setting, arm, loss, rescoring, shots) -> int:
         """How many seeds are wanted in a cell; 0 if it is not in the plan."""

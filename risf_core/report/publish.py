@@ -29,7 +29,10 @@ from risf_core.tables import CM_CLIP_GAIN, interaction_cells, paired_cells, take
 logger = logging.getLogger(__name__)
 HEADLINE_SHOTS = 5  # of the reported cells; the nearest K of the records where it was not run
 HEADLINE = "headline.md"  # of the published tables
-IN_README = r"bAP50|^CLIP |^(?:CM-CLIP's gain with ce|BNRL's gain (?:over ce|with CM-CLIP)), nAP50, "
+IN_README = (
+    r"bAP50|^CLIP |^gain of ce_bg|preprocess=released|"
+    r"^(?:CM-CLIP's gain with ce|BNRL's gain (?:over ce|with CM-CLIP)), nAP50, (?:.*, gfsod$|"
+)
 README_BEGIN, README_END = r"<!-- results: ?(?:begin|mini)[^>]*-->", r"<!-- (?:results: end|/results) -->"
 NOT_COMPARABLE = (
     "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
@@ -74,14 +77,18 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
         Columns quantity, value (text with interval), n, notebook, run_ids (tuple).
     """
     rows = _single_numbers(records)
-    frame = fine_tuning_rows(records)
-    frame = frame[(frame["setting"] == "fsod") & (frame["variant"] == "")]
+    everything = fine_tuning_rows(records)
+    everything = everything[everything["variant"] == ""]
+    frame = everything[everything["setting"] == "fsod"]
     if len(frame):
         frame = frame[frame["split"] == frame["split"].min()]
         shots = min(frame["shots"].unique(), key=lambda value: (abs(value - HEADLINE_SHOTS), value))
         rows += _cell_numbers(frame[frame["shots"] == shots], shots)
         rows += _paired_numbers(frame, shots, plan or Plan.from_rows(frame))
         rows += _released_numbers(records, shots)
+        both = everything[(everything["setting"] == "gfsod") & (everything["split"] == frame["split"].min())]
+        if len(both):
+            rows += _paired_numbers(both, shots, plan or Plan.from_rows(both), where=", gfsod")
     return pd.DataFrame(rows, columns=["quantity", "value", "n", "notebook", "run_ids"])
 
 
@@ -130,8 +137,8 @@ def _cell_numbers(frame: pd.DataFrame, shots: int) -> list[tuple]:
     return rows
 
 
-def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan) -> list[tuple]:
-    """The two gains at one K and over all K, and the interaction at that K."""
+def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan, *, where: str = "") -> list[tuple]:
+    """The two gains at one K and over all K, and the interaction at that K; ``where`` ends each name."""
     rows, cells = [], paired_cells(frame, "nAP50", plan)
     wanted = {
         (CM_CLIP_GAIN, "ce"): "CM-CLIP's gain with ce",
@@ -140,6 +147,7 @@ def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan) -> list[tuple]:
     wanted |= {
         ("bnrl − ce", "none"): "BNRL's gain over ce",
         ("bnrl − ce", "cm_clip"): "BNRL's gain with CM-CLIP",
+        ("ce_bg − ce", "none"): "gain of ce_bg (as released) over ce",
     }
     for key, name in wanted.items():
         own = cells[(cells["comparison"] == key[0]) & (cells["given"] == key[1]) & (cells["n"] > 0)]
@@ -148,12 +156,18 @@ def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan) -> list[tuple]:
             is_used = (frame["arm"] == row.arm) & ((row.shots == "all") | (frame["shots"] == row.shots))
             text = f"{interval_text(row.mean, row.half_width, sign=True)} ({row.up}/{row.n} up)"
             runs = tuple(sorted(set(frame.loc[is_used, "run_id"])))
-            rows.append((f"{name}, nAP50, {which}, {row.arm}", text, row.n, "20_fine_tuning", runs))
+            rows.append((f"{name}, nAP50, {which}, {row.arm}{where}", text, row.n, "20_fine_tuning", runs))
     for row in interaction_cells(frame[frame["shots"] == shots], "nAP50", plan).itertuples():
         text = interval_text(row.interaction_mean, row.interaction_half_width, sign=True)
         runs = tuple(sorted(set(frame.loc[(frame["arm"] == row.arm) & (frame["shots"] == shots), "run_id"])))
         rows.append(
-            (f"interaction of the two, nAP50, K={shots}, {row.arm}", text, row.n, "20_fine_tuning", runs)
+            (
+                f"interaction of the two, nAP50, K={shots}, {row.arm}{where}",
+                text,
+                row.n,
+                "20_fine_tuning",
+                runs,
+            )
         )
     return rows
 
@@ -252,7 +266,7 @@ def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpe
     table = result_rows(profile, records, runs, records_at=f"{folder}/records")
     over_all = table["what"].str.contains(", mean over K, ").any()  # not where only one K was run
     which = "mean over K" if over_all else "K="
-    table = table[table["what"].str.contains(rf"{IN_README}{which}")]
+    table = table[table["what"].str.contains(rf"{IN_README}{which})")]
     more = f"More numbers like these: [{HEADLINE}]({folder}/tables/{HEADLINE}); all tables and figures: `{folder}/`."
     return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {more}\n"
 

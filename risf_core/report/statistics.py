@@ -111,6 +111,12 @@ def rows_of(records: Sequence[Mapping], notebook: str, *, required: Sequence[str
     return frame
 
 
+def repeats_note(records: Sequence[Mapping]) -> str:
+    """What a caption must say where a draw was trained several times; nothing otherwise."""
+    repeated = any(row.get("repeat") for record in records for row in record.get("rows") or [])
+    return " Repeated trainings of one draw count as seeds (`repeats`)." if repeated else ""
+
+
 def short_loss_names(specs: Iterable[str]) -> dict[str, str]:
     """Label of each loss; a user's own is named by its function, or in full where two would share a label."""
     specs = sorted(set(specs))

@@ -26,6 +26,9 @@ from risf_core.runs.yaml_files import (
     unflatten,
 )
 
+# VOC's metric and the seed of its cut to K boxes change nothing in a base model
+FREE_OF_BASE = {"data.metric", "data.rounding", "data.absent", "data.seed"}
+
 
 @dataclass(frozen=True)
 class RunSpec:
@@ -189,8 +192,9 @@ def _check_same_data(name: str, params: NotebookParams, spec: RunSpec) -> None:
         return  # data without base classes: the base model comes from other data
     own, theirs = (p.model_dump(include={"data", "split"}) for p in (params, spec.params))
     own, theirs = (flatten(values | {"data": {**values["data"], "root": ""}}) for values in (own, theirs))
+    free = FREE_OF_BASE if params.data.source == "voc" else ()
     for field in own:
-        if field in theirs and own[field] != theirs[field]:
+        if field in theirs and field not in free and own[field] != theirs[field]:
             raise ParamsError(
                 f"{name}: {shown(spec.file)} has {field} {describe(theirs[field])}, but this run has "
                 f"{describe(own[field])}; make them equal."

@@ -10,8 +10,10 @@ from risf_core.data.benchmark import open_benchmark
 from risf_core.data.clean_seeds import count_missing, missing_rates, restore_instances, write_clean_seeds
 from risf_core.data.few_shot import load_few_shot
 from risf_core.data.splits import VOC_CLASSES, voc_partition
-from risf_core.errors import DataError, SplitError
+from risf_core.errors import DataError, ParamsError, SplitError
 from risf_core.params import VocData
+from risf_core.runs.run_specs import load_run, upstream
+from risf_core.runs.state import run_id
 from risf_core.voc_evaluation import VocEvaluator, evaluator_for
 from tests.data.voc_files import write_devkit
 
@@ -195,3 +197,17 @@ def test_the_command_prints_the_rate_of_each_seed(root, tmp_path, monkeypatch, c
     )
     assert clean_seeds.main([str(file)]) == 1
     assert "no clean one" in capsys.readouterr().err
+
+
+def test_options_of_evaluation_and_of_the_cut_keep_the_base_model():
+    """They change nothing in it; whatever else differs is refused."""
+    file = "params/voc/20_fine_tuning.fsod_10shot.yaml"
+    plain = load_run(file)
+    for changes in ({"rounding": "none", "absent": "published"}, {"metric": "voc_area"}, {"seed": 1}):
+        changed = load_run(file, {f"data.{name}": value for name, value in changes.items()})
+        assert [run_id(spec.params) for spec in upstream(changed.params)] == [
+            run_id(spec.params) for spec in upstream(plain.params)
+        ]
+        assert run_id(changed.params) != run_id(plain.params)
+    with pytest.raises(ParamsError, match="data.voc2012"):
+        upstream(load_run(file, {"data.voc2012": None}).params)
