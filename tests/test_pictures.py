@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections
 from risf_core.errors import DataError
 from risf_core.report.pictures import (
+    Boxes,
+    Picture,
     before_after_figure,
     box_iou,
     class_row,
@@ -92,6 +95,20 @@ def test_a_name_near_the_right_edge_stays_inside_the_picture(tmp_path):
     cat, queen = ax.texts
     assert (cat.get_ha(), cat.get_position()[0]) == ("left", 5)
     assert (queen.get_ha(), queen.get_position()[0]) == ("right", 50)
+
+
+@pytest.mark.parametrize("corner", [(5, 5), (30, 20), (2, 36)])  # top, middle, bottom of 60 x 40 pixels
+def test_names_of_boxes_at_one_corner_do_not_overlap(corner):
+    boxes = np.array([[*corner, 58, 39]] * 3)
+    layers = (
+        Boxes(boxes[:2], ("telephone 0.44", "cat 0.32"), "wrong"),
+        Boxes(boxes[2:], ("queen 0.35",), "right"),
+    )
+    picture = Picture(np.zeros((40, 60, 3), np.uint8), layers=layers)
+    (ax,) = image_grid([picture], "Three at one corner.").figure.axes
+    patches = [text.get_window_extent().padded(0.8 * ax.figure.dpi / 72) for text in ax.texts]
+    assert not any(first.overlaps(other) for first, other in itertools.combinations(patches, 2))
+    assert all(ax.bbox.y0 <= patch.y0 and patch.y1 <= ax.bbox.y1 for patch in patches)
 
 
 def test_before_stands_over_after_and_right_boxes_are_told_from_wrong(tmp_path):

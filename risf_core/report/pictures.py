@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -113,6 +114,7 @@ def image_grid(pictures: Sequence[Picture], caption: str, *, columns: int = 4, w
         draw_picture(ax, picture)
     if len(kinds) > 1:
         figure.legend(handles=_box_handles(kinds), loc="outside lower center", ncols=2)
+    _spread_names(figure)
     return Drawing(figure, caption)
 
 
@@ -135,6 +137,32 @@ def draw_picture(ax: Axes, picture: Picture) -> None:
                 side, x = ("left", max(x1, 0)) if x1 + x2 < width else ("right", min(x2, width - 1))
                 at = {"x": x, "y": max(y1, 0.055 * height), "ha": side, "va": "bottom"}
                 ax.text(s=layer.names[place], color="white", fontsize=6, bbox=patch, clip_on=True, **at)
+
+
+def _spread_names(figure: Figure) -> None:
+    """Move a name that would cover an earlier one of its picture to the nearest free place below or above.
+
+    The size of a name depends on the layout, so this comes last. A name without a free place stays where it is.
+    """
+    figure.draw_without_rendering()
+    margin = 1.2 * figure.dpi / 72  # of the coloured patch and a gap; everything here is in pixels, y upwards
+    for ax in figure.axes:
+        low, high, placed = ax.bbox.y0, ax.bbox.y1, []
+        for text in ax.texts:
+            box = text.get_window_extent().padded(margin)
+            start, step = min(high - box.y1, 0.0), box.height / 4
+            count = math.ceil((high - low) / step)
+            places = [
+                box.translated(0, start + index * step) for index in sorted(range(-count, count + 1), key=abs)
+            ]
+            free = (
+                place
+                for place in places
+                if low <= place.y0 and place.y1 < high + 0.1 and not place.count_overlaps(placed)
+            )
+            placed.append(next(free, box))
+            x, y = ax.transData.transform(text.get_position())
+            text.set_y(ax.transData.inverted().transform((x, y + placed[-1].y0 - box.y0))[1])
 
 
 def _box_handles(kinds: set[str]) -> list[Line2D]:
@@ -270,6 +298,7 @@ def before_after_figure(
             layers = (_truth(record, data), *_judged(shown.top(max_per_image), record, data))
             draw_picture(axes[row, place], Picture(read_rgb(record), f"{when}, image {image_id}", layers))
     figure.legend(handles=_box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
+    _spread_names(figure)
     caption = (
         f"Detections before (top) and after re-scoring (below), with their scores. Images: up to {num_up} with the "
         f"largest rise of a score that is drawn and up to {num_down} with the largest fall, among "
