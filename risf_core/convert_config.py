@@ -23,6 +23,7 @@ import yaml
 
 from risf_core.detectron2_config import (
     BNRL_KEYS,
+    BY_DEFAULT,
     DATA_NAME,
     DEFAULTS,
     FIXED,
@@ -351,9 +352,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"NOT MAPPED {key}: {why}")
     for key, why in converted.without_effect.items():
         print(f"without effect here, {key}: {why}")
-    print(
-        f"{shown(target)}: written; {len(converted.not_mapped)} keys of {options.config} could not be mapped"
-    )
+    number = sum(not why.endswith(BY_DEFAULT) for why in converted.not_mapped.values())
+    keys = "1 key" if number == 1 else f"{number} keys"
+    print(f"{shown(target)}: written; {keys} of {options.config} could not be mapped")
     print(f"python -m risf_core.run notebooks/{converted.notebook}.ipynb --params {shown(target)}")
     return 0
 

@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "TEST.CMCLIP_ENABLE": False,
     "TEST.CMCLIP_LOWER": 0.05,
 }
+BY_DEFAULT = "(detectron2's or DeFRCN's default)"  # ends the note of a key that the config does not hold
 LOSS_KEYS = (
     "MODEL.ROI_HEADS.CLS_LOSS_TYPE",
     "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE",
@@ -211,8 +212,11 @@ class Config:
         self.unused |= {key: why for key in keys if key in self.values and key not in self.mapped}
 
     def report(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Every key of the config that has no parameter here: those not mapped and those without effect, and why."""
-        not_mapped = {key: "; ".join(notes) for key, notes in self.not_mapped.items()}
+        """Every key that has no parameter here, of the config or a default: not mapped, without effect, and why."""
+        not_mapped = {
+            key: "; ".join(notes) + ("" if key in self.values else f" {BY_DEFAULT}")
+            for key, notes in self.not_mapped.items()
+        }
         without_effect = dict(self.unused)
         for key, value in self.values.items():
             if key in self.mapped or key in not_mapped or key in without_effect:
@@ -363,18 +367,17 @@ def _decay_of_norms(config: Config, weight_decay: float) -> None:
 
 def fine_tuning(config: Config) -> dict[str, Any]:
     """What fine-tuning sets of `FineTuningParams`, but for data, base model and solver."""
-    frozen = tuple(
-        config.take(f"MODEL.{key}") for key in ("BACKBONE.FREEZE", "RPN.FREEZE", "ROI_HEADS.FREEZE_FEAT")
-    )
+    keys = ("MODEL.RPN.FREEZE", "MODEL.BACKBONE.FREEZE", "MODEL.ROI_HEADS.FREEZE_FEAT")
+    rpn, backbone, res5 = map(config.take, keys)
+    frozen = (backbone, rpn, res5)
     groups = {
         (False, False, True): "all_but_res5",
         (True, False, True): "head_and_rpn",
         (False, False, False): "all",
     }
     if frozen not in groups:
-        config.refuse(
-            "MODEL.RPN.FREEZE", f"no choice of trainable freezes backbone, RPN, res5 as {frozen} says"
-        )
+        key = next((key for key in keys if key in config.values), keys[0])
+        config.refuse(key, f"no choice of trainable freezes backbone, RPN, res5 as {frozen} says")
     head = {"num_proposals": config.take("MODEL.RPN.POST_NMS_TOPK_TRAIN")}
     head |= {
         "roi_batch": config.take("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"),
@@ -403,7 +406,8 @@ def _losses(config: Config) -> list[str]:
     }  # the released code trains ce_bg as bnrl_loss
     name = names[0] if names else "cross_entropy"
     if name not in known:
-        config.refuse(LOSS_KEYS[0], f"is {name!r}; expected one of {', '.join(known)}")
+        key = next(key for key in LOSS_KEYS if key in config.values)
+        config.refuse(key, f"is {name!r}; expected one of {', '.join(known)}")
     return known.get(name, ["ce"])
 
 

@@ -450,7 +450,7 @@ def test_one_command_writes_a_valid_params_file(configs, project, capsys):
     target = project / "params" / "coco" / "20_fine_tuning.gfsod_5shot.yaml"
     printed = capsys.readouterr().out
     assert "NOT MAPPED MODEL.WEIGHTS" in printed and "OUTPUT_DIR: changes no number" in printed
-    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 1 keys" in printed
+    assert "params/coco/20_fine_tuning.gfsod_5shot.yaml: written; 1 key of " in printed
     text = target.read_text()
     assert "# NOT MAPPED MODEL.WEIGHTS" in text and "trains under this name is ce_bg" in text
     params = load_run(target).params
@@ -464,6 +464,15 @@ def test_one_command_writes_a_valid_params_file(configs, project, capsys):
     assert main([str(path), "--force"]) == 0
     assert main([str(path), "--notebook", "21_evaluate"]) == 0
     assert load_run(project / "params/coco/21_evaluate.gfsod_5shot.yaml").params.checkpoint.classes == "all"
+
+
+def test_a_default_that_is_not_mapped_is_marked_and_not_counted(configs, capsys):
+    text = FINE_TUNING.replace("RPN: {ENABLE_DECOUPLE: True, BACKWARD_SCALE: 0.0, FREEZE: False}", "RPN: {}")
+    assert main([str(configs("gfsod_5shot.yaml", text))]) == 0
+    printed = capsys.readouterr().out
+    marked = [line for line in printed.splitlines() if line.endswith("(detectron2's or DeFRCN's default)")]
+    assert [line.split(":")[0] for line in marked] == ["NOT MAPPED MODEL.RPN.ENABLE_DECOUPLE"]
+    assert "NOT MAPPED MODEL.WEIGHTS" in printed and "written; 1 key of " in printed
 
 
 def test_what_the_models_refuse_is_not_written(configs, project, capsys):
