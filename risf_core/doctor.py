@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 TIMED_OUT = 124  # exit code, as coreutils' timeout has it
 OPTIONAL_PACKAGES = {
-    "detectron2": "only for a second detector back end: conda-forge, see environment.yml",
+    "detectron2": "only for a second detector back end: README.md, section 'detectron2 as the backend'",
     "faster-coco-eval": "only for its engine in 21_evaluate: .venv/bin/python -m pip install faster-coco-eval",
 }
 # Run by the probe process. Prints one JSON line; the timing is a convolution on one thread, best of 5.
