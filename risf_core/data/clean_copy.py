@@ -31,8 +31,9 @@ def write_clean_copy(path: Path, problems: Problems, images_dir: Path) -> list[s
         raise DataError(f"{path}: a clean copy does not replace the file. Give another name.")
     lasting = [problem for problem in problems.found if not problem.drop]
     if lasting:
+        count = "1 problem" if len(lasting) == 1 else f"{len(lasting)} problems"
         raise DataError(
-            f"{len(lasting)} problems cannot be dropped, first {lasting[0]}. Nothing was written; correct the file."
+            f"{count} cannot be dropped, first {lasting[0]}. Nothing was written; correct the file."
         )
     content = json.loads(problems.where.read_bytes())
     drop = {entry for problem in problems.found for entry in problem.drop}

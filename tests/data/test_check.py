@@ -175,7 +175,7 @@ def test_an_object_whose_id_another_has_is_not_dropped(tmp_path, capsys):
     path = write_files(tmp_path, [image_entry(1)], boxes)
     assert main([str(path), str(tmp_path), "--drop", str(tmp_path / "clean.json")]) == 1
     printed = capsys.readouterr().err
-    assert "1 problems cannot be dropped" in printed and "annotation id 1 stands twice" in printed
+    assert "1 problem cannot be dropped" in printed and "annotation id 1 stands twice" in printed
     assert not (tmp_path / "clean.json").exists()
 
 
