@@ -199,6 +199,14 @@ def test_clean_seeds_are_added_as_the_heads_say():
         assert spec.params.arms == ("clean",) and spec.params.profile == profile
 
 
+def test_another_split_is_named_as_the_head_says():
+    text = head(ROOT / "params" / "voc" / "fine_tuning.yaml")
+    split, base = re.search(r"-p split (\d) -p base '(.*?)'", text).groups()
+    params = load("voc", "20_fine_tuning.gfsod_5shot", split=int(split), base=yaml.safe_load(base))
+    (base_run,) = expand(params.base)
+    assert (params.split, base_run.params.split) == (2, 2)
+
+
 # --- heads ----------------------------------------------------------------------------------------------------------
 
 
@@ -249,7 +257,7 @@ def test_a_crop_of_clip_costs_what_was_measured(profile):
     tokens, width, layers = (336 // 14) ** 2 + 1, 1024, 24
     flop = 2 * measured.million_parameters * 1e6 * tokens + layers * 4 * tokens**2 * width
     assert f"{flop / 1e12:.2f} {flop / 15.7e12:.3f}" == "0.38 0.024"
-    words = f"{measured.cpu_seconds:.1f} s a crop on one CPU core"
+    words = f"{measured.seconds:.1f} s a crop on one CPU core"
     for name in ("fine_tuning", "21_evaluate.fsod", "21_evaluate.gfsod"):
         text = head(ROOT / "params" / profile / f"{name}.yaml")
         assert f"{words} (measured" in text and "0.024 s (estimate: " in text and "0.38 TFLOP" in text
