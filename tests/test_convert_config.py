@@ -475,6 +475,19 @@ def test_a_default_that_is_not_mapped_is_marked_and_not_counted(configs, capsys)
     assert "NOT MAPPED MODEL.WEIGHTS" in printed and "written; 1 key of " in printed
 
 
+def test_a_refused_loss_or_freezing_is_named_by_the_key_of_the_file(configs):
+    at_box_head = FINE_TUNING.replace(
+        "    CLS_LOSS_TYPE : 'bnrl_loss'\n", "  ROI_BOX_HEAD: {CLS_LOSS_TYPE: focal}\n"
+    )
+    at_box_head = at_box_head.replace(
+        "    ALPHA : 0.3\n    EPSILON : 1.5\n    GAMMA : 3.0\n    BG_WEIGHT : 0.1\n", ""
+    )
+    assert "MODEL.ROI_BOX_HEAD.CLS_LOSS_TYPE" in named(convert(configs("loss.yaml", at_box_head)))
+    frozen = FINE_TUNING.replace("FREEZE: False", "FREEZE: True", 1).replace(", FREEZE: False}", "}")
+    made = convert(configs("frozen.yaml", frozen.replace("FREEZE_FEAT: True", "FREEZE_FEAT: False")))
+    assert "MODEL.BACKBONE.FREEZE" in named(made) and "MODEL.RPN.FREEZE" not in named(made)
+
+
 def test_what_the_models_refuse_is_not_written(configs, project, capsys):
     path = configs("bad.yaml", FINE_TUNING.replace("5shot", "7shot"))
     assert main([str(path)]) == 2
