@@ -98,6 +98,18 @@ def test_detections_from_features_equal_the_detector(square_data):  # noqa: F811
         np.testing.assert_allclose(getattr(stored, name), getattr(direct, name), rtol=1e-6, err_msg=name)
 
 
+def test_annotated_boxes_follow_each_side_of_the_image(square_data):  # noqa: F811
+    """65 x 97 becomes 96 x 143: the sides are rounded, so their scales differ."""
+    record = square_data.images[0]
+    with Image.open(record.path) as image:
+        image.resize((97, 65)).save(record.path)
+    data = replace(square_data, images=(replace(record, height=65, width=97),))
+    cache = extract_region_features(_detector(min_size=(96,)), data, training=True)
+    assert cache.sizes.tolist() == [[96, 143]] * 2
+    expected = record.boxes * np.array([143 / 97, 96 / 65] * 2)
+    np.testing.assert_allclose(cache.gt_boxes[:1], expected, rtol=1e-6)
+
+
 def test_cache_file_is_computed_once_and_checked(tmp_path, square_data):  # noqa: F811
     calls = []
 
