@@ -531,20 +531,3 @@ class ResultsParams(NotebookParams):
     needs_torch: ClassVar[bool] = False
     after_all: ClassVar[bool] = True
     runs: str | None = Field(None, description="list of runs; those missing are shown as missing")
-
-
-MODELS: dict[str, type[NotebookParams]] = {
-    model.notebook: model
-    for model in (
-        CheckSetupParams,
-        PictogramWorldParams,
-        BaseTrainingParams,
-        TinyClipParams,
-        FineTuningParams,
-        EvaluateParams,
-        AblationCParams,
-        AblationBnrlParams,
-        ClipBackbonesParams,
-        ResultsParams,
-    )
-}

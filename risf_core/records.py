@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from risf_core.errors import ParamsError, RecordError
-from risf_core.params import MODELS, NotebookParams, RunRef
+from risf_core.notebook_models import MODELS
+from risf_core.params import NotebookParams, RunRef
 from risf_core.progress import show_log
 from risf_core.runs.environment import describe_environment, package_versions
 from risf_core.runs.run_specs import RunSpec, expand, shown, upstream_refs

@@ -9,8 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from risf_core.errors import ParamsError
+from risf_core.notebook_models import MODELS
 from risf_core.params import (
-    MODELS,
     AblationCParams,
     BaseTrainingParams,
     CheckSetupParams,

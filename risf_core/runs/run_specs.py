@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from risf_core.errors import ParamsError
-from risf_core.params import MODELS, NotebookParams, RunRef
+from risf_core.notebook_models import MODELS
+from risf_core.params import NotebookParams, RunRef
 from risf_core.runs.yaml_files import (
     describe,
     explain,
@@ -27,7 +28,10 @@ from risf_core.runs.yaml_files import (
 )
 
 # VOC's metric and the seed of its cut to K boxes change nothing in a base model
-FREE_OF_BASE = {"data.metric", "data.rounding", "data.absent", "data.seed"}
+FREE = {
+    "voc": {"data.metric", "data.rounding", "data.absent", "data.seed"},
+    "pictograms": {"data.few_shot_splits"},  # each split is drawn apart
+}
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ def _check_same_data(name: str, params: NotebookParams, spec: RunSpec) -> None:
         return  # data without base classes: the base model comes from other data
     own, theirs = (p.model_dump(include={"data", "split"}) for p in (params, spec.params))
     own, theirs = (flatten(values | {"data": {**values["data"], "root": ""}}) for values in (own, theirs))
-    free = FREE_OF_BASE if params.data.source == "voc" else ()
+    free = FREE.get(params.data.source, ())
     for field in own:
         if field in theirs and field not in free and own[field] != theirs[field]:
             raise ParamsError(

@@ -13,14 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from risf_core.errors import DataError, ParamsError
-from risf_core.params import MODELS, NotebookParams
+from risf_core.notebook_models import MODELS
+from risf_core.params import NotebookParams
 from risf_core.runs.notebook_cells import code_cells
 from risf_core.runs.run_specs import upstream
 from risf_core.runs.yaml_files import project_path, project_root
 
 PACKAGE = Path(__file__).parents[1]
 # Modules that change no number: some carry runs, some show results (only a run that reads records depends on those).
-CARRYING = {"data_params", "doctor", "errors", "params", "progress", "records", "run", "runs"}
+CARRYING = {
+    "data_params",
+    "doctor",
+    "errors",
+    "notebook_models",
+    "params",
+    "progress",
+    "records",
+    "run",
+    "runs",
+    "study_params",
+}
 SHOWING = {"figures", "report", "tables"}
 ANNOTATION_ENDINGS = {".json", ".xml", ".txt"}  # of the files that count in a folder of data
 

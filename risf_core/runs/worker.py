@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from risf_core.errors import RisfError
-from risf_core.params import MODELS, NotebookParams
+from risf_core.notebook_models import MODELS
+from risf_core.params import NotebookParams
 from risf_core.progress import log_line
 from risf_core.records import artifacts_dir
 from risf_core.runs.kernel import die_with_parent

@@ -22,7 +22,7 @@ import torch
 from risf_core.ablations import ablate_c
 from risf_core.data.pictograms import CLASSES, SPLITS
 from risf_core.detections import Detections, Similarities
-from risf_core.params import MODELS
+from risf_core.notebook_models import MODELS
 from risf_core.records import read_records, start_run
 from risf_core.runs.run_specs import RunSpec, load_list
 from risf_core.runs.state import run_id

@@ -1,15 +1,7 @@
-"""CM-CLIP: re-score detections by the similarity of their crops to class names, as a CLIP sees it.
-
-The calibration of RISF (Jung et al., Re-scoring using image-language similarity for few-shot object detection, CVIU
-2024). A detection of class k with score s gets ``c * s + (1 - c) * p_k``, where p is the softmax of temperature times
-the cosines between its crop and the names of a label space with "background" last.
-
-Cosines are encoded once (`encode_detections`) and stored; weights, temperatures and narrower label spaces are then
-arithmetic on files (`apply_cm_clip`).
-"""
+"""A CLIP that compares crops of an image with the names of a label space."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,67 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from risf_core.clip_models import load_clip as load_clip
 from risf_core.clip_models import preprocessing_of
-from risf_core.data.dataset import DetectionData
-from risf_core.data.loader import ImageCache
-from risf_core.detections import Detections, Similarities
+from risf_core.cm_clip.scores import BACKGROUND, TEMPERATURE
 from risf_core.errors import DataError, ParamsError
-from risf_core.progress import progress
 
-BACKGROUND = "background"
-TEMPERATURE = 100.0  # factor of the cosines in the released code, and CLIP's largest logit scale
 TEMPLATES = ("a photo of {}",)  # the released code's only prompt, without an article
 CROP_RULES = ("squash", "shortest", "longest")  # open_clip's resize modes; the paper squashes
 RESIZES = ("roi_align", "bicubic", "bicubic_tensor")
 PREPROCESSINGS = ("clip", "released")
-
-
-def rescore(scores: Tensor, label_probs: Tensor, *, c: float) -> Tensor:
-    """Blend detector confidence with the image-text probability of the predicted class.
-
-    The calibration of CM-CLIP: ``c * scores + (1 - c) * label_probs``. Works on NumPy arrays as well.
-
-    Args:
-        scores: Detector confidences in [0, 1], shape [N].
-        label_probs: CLIP's probability of each detection's own label, in [0, 1], shape [N].
-        c: Weight of the detector, in [0, 1]; 1.0 returns `scores` unchanged.
-
-    Returns:
-        New confidences in [0, 1], shape [N], same type as `scores`.
-
-    Raises:
-        ValueError: If the shapes differ or c is outside [0, 1].
-
-    Example:
-        >>> rescore(torch.tensor([0.8]), torch.tensor([0.6]), c=0.5)
-        tensor([0.7000])
-    """
-    if scores.shape != label_probs.shape:
-        raise ValueError(
-            f"scores {tuple(scores.shape)} and label_probs {tuple(label_probs.shape)} differ in shape"
-        )
-    if not 0.0 <= c <= 1.0:
-        raise ValueError(f"c is {c}. Expected a weight from 0 (CLIP alone) to 1 (detector alone).")
-    return c * scores + (1.0 - c) * label_probs
-
-
-# ------------------------------------------------------------------------------------------------ crops and texts
-
-
-def label_space_names(
-    label_space: str, *, novel_names: Sequence[str], base_names: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """The names of a label space, background last.
-
-    Args:
-        label_space: "novel+background" (paper) or "novel+base+background" (base names compete as well: an extension).
-    """
-    groups = {"novel": tuple(novel_names), "base": tuple(base_names), BACKGROUND: (BACKGROUND,)}
-    parts = label_space.split("+")
-    if parts[-1] != BACKGROUND or set(parts) - set(groups):
-        raise ParamsError(f"label space {label_space!r}: expected novel+background or novel+base+background.")
-    return tuple(name for part in parts for name in groups[part])
 
 
 class CMCLIP:
@@ -261,146 +200,3 @@ def _pixel_box(box: Sequence[float], width: int, height: int) -> tuple[int, int,
     x1, y1 = min(max(int(box[0]), 0), width - 1), min(max(int(box[1]), 0), height - 1)
     x2, y2 = min(math.ceil(box[2]), width), min(math.ceil(box[3]), height)
     return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
-
-
-# ------------------------------------------------------------------------------------------------ stored detections
-
-
-def rescored_rows(
-    detections: Detections, rescored_classes: Sequence[str] | None, score_thresh: float
-) -> np.ndarray:
-    """Which detections CM-CLIP touches: bool [D], a score above the threshold and a class of the list (None: any)."""
-    names = detections.class_names if rescored_classes is None else rescored_classes
-    unknown = [name for name in names if name not in detections.class_names]
-    if unknown:
-        raise DataError(
-            f"class {unknown[0]!r} is no class of the detections ({', '.join(detections.class_names)})."
-        )
-    is_rescored = np.array([name in names for name in detections.class_names], dtype=bool)
-    return (detections.scores > score_thresh) & is_rescored[detections.labels]
-
-
-def encode_detections(
-    detections: Detections,
-    data: DetectionData,
-    clip: CMCLIP,
-    *,
-    score_thresh: float = 0.05,
-    rescored_classes: Sequence[str] | None = None,
-    cache: ImageCache | None = None,
-    desc: str | None = None,
-) -> Similarities:
-    """Compare the crop of every detection that may be re-scored with the label space of `clip`.
-
-    Give `clip` the widest label space of interest: each narrower one is a selection of its columns. Crops of many
-    images share a batch, an image is read once, and equal boxes of an image are encoded once.
-
-    Args:
-        detections: Any detector's; their boxes are in pixels of the images.
-        data: The images they lie in.
-        clip: The CLIP and its label space.
-        score_thresh: Detections at or below it are not encoded.
-        rescored_classes: Names of the classes that are encoded; None for all.
-        cache: Decoded images, for several calls on the same images.
-        desc: What a progress bar over the images is called; None shows none.
-
-    Returns:
-        Cosines whose rows align with `detections`.
-
-    Raises:
-        DataError: If a detection lies in an image that `data` does not have.
-    """
-    records = {record.image_id: record for record in data.images}
-    encoded = rescored_rows(detections, rescored_classes, score_thresh)
-    keys = np.column_stack([detections.image_ids[encoded].astype(np.float64), detections.boxes[encoded]])
-    # equal boxes of one image once: [U, 5], [n]
-    keys, positions = np.unique(keys, axis=0, return_inverse=True)
-    image_ids = keys[:, 0].astype(np.int64)
-    unknown = sorted(set(image_ids.tolist()) - set(records))
-    if unknown:
-        raise DataError(f"{data.name}: detections in image {unknown[0]}, which the data does not have.")
-    bounds = np.flatnonzero(np.diff(image_ids, prepend=-1, append=-1))
-    spans = [
-        (records[image_ids[start]], keys[start:stop, 1:]) for start, stop in zip(bounds[:-1], bounds[1:])
-    ]
-    steps = spans if desc is None else progress(spans, desc=desc, unit="image")
-    parts = [
-        clip.encode_crops(batch).cpu().numpy()
-        for batch in _shared_batches(steps, clip, cache or ImageCache(0))
-    ]
-    cosines = np.full((len(detections), len(clip.label_space)), np.nan, dtype=np.float32)
-    if parts:
-        cosines[encoded] = np.concatenate(parts)[positions.reshape(-1)]
-    return Similarities(cosines, encoded, clip.label_space)
-
-
-def _shared_batches(spans, clip: CMCLIP, cache: ImageCache) -> Iterator[Tensor]:
-    """Crops of (image record, boxes [n, 4]) in their order, in batches that run across images."""
-    waiting, count = [], 0
-    for record, boxes in spans:
-        image = cache.read(record)
-        for part in torch.from_numpy(boxes.astype(np.float32)).split(clip.batch_size):
-            if count + len(part) > clip.batch_size:
-                yield torch.cat(waiting)
-                waiting, count = [], 0
-            waiting.append(clip.crops(image, part))
-            count += len(part)
-    if waiting:
-        yield torch.cat(waiting)
-
-
-def apply_cm_clip(
-    detections: Detections,
-    similarities: Similarities,
-    *,
-    c: float = 0.7,
-    temperature: float = TEMPERATURE,
-    label_space: Sequence[str],
-    rescored_classes: Sequence[str] | None = None,
-    score_thresh: float = 0.05,
-) -> Detections:
-    """Re-score stored detections from stored cosines: NumPy alone, no model.
-
-    Args:
-        detections: Those that `similarities` was encoded from.
-        similarities: Cosines with a label list that holds `label_space`.
-        c: Weight of the detector's score.
-        temperature: Factor of the cosines.
-        label_space: The names that compete in the softmax; each re-scored class is one of them.
-        rescored_classes: Names of the classes whose detections change; None for all of the detector's.
-        score_thresh: Detections at or below it keep their score.
-
-    Returns:
-        The detections with new scores, in the order of these.
-
-    Raises:
-        DataError: If the two files do not belong together, or a re-scored class has no column.
-    """
-    if len(detections) != len(similarities):
-        raise DataError(
-            f"{len(similarities)} rows of similarities for {len(detections)} detections: not the same run."
-        )
-    rows = rescored_rows(detections, rescored_classes, score_thresh)
-    if (rows & ~similarities.encoded).any():
-        count = int((rows & ~similarities.encoded).sum())
-        raise DataError(
-            f"{count} detections to re-score were not encoded. Encode with a threshold of {score_thresh}."
-        )
-    labels = detections.labels[rows]
-    names = [detections.class_names[label] for label in range(len(detections.class_names))]
-    absent = [names[label] for label in np.unique(labels) if names[label] not in label_space]
-    if absent:
-        raise DataError(
-            f"class {absent[0]!r} is re-scored but stands not in the label space {list(label_space)}."
-        )
-    columns = np.array([label_space.index(name) if name in label_space else -1 for name in names])
-    probs = _softmax(np.float32(temperature) * similarities.columns(label_space)[rows])
-    label_probs = probs[np.arange(len(labels)), columns[labels]]  # [n, L] -> [n]
-    scores = detections.scores.copy()
-    scores[rows] = rescore(scores[rows], label_probs, c=c)
-    return detections.with_scores(scores)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)

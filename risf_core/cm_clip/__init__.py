@@ -1,0 +1,19 @@
+"""CM-CLIP: re-score detections by the similarity of their crops to class names, as a CLIP sees it.
+
+The calibration of RISF (Jung et al., Re-scoring using image-language similarity for few-shot object detection, CVIU
+2024). A detection of class k with score s gets ``c * s + (1 - c) * p_k``, where p is the softmax of temperature times
+the cosines between its crop and the names of a label space with "background" last.
+
+Cosines are encoded once (`encode_detections`) and stored; weights, temperatures and narrower label spaces are then
+arithmetic on files (`apply_cm_clip`).
+"""
+
+from risf_core.clip_models import load_clip as load_clip
+from risf_core.cm_clip.clip import CMCLIP as CMCLIP
+from risf_core.cm_clip.encoding import encode_detections as encode_detections
+from risf_core.cm_clip.scores import BACKGROUND as BACKGROUND
+from risf_core.cm_clip.scores import TEMPERATURE as TEMPERATURE
+from risf_core.cm_clip.scores import apply_cm_clip as apply_cm_clip
+from risf_core.cm_clip.scores import label_space_names as label_space_names
+from risf_core.cm_clip.scores import rescore as rescore
+from risf_core.cm_clip.scores import rescored_rows as rescored_rows

@@ -1,0 +1,1 @@
+"""Parameters of the studies: one strict model per notebook, as in `risf_core.params`."""
