@@ -17,7 +17,7 @@ export PYTHONNOUSERSITE := 1
 RUN := OMP_NUM_THREADS=1 MPLBACKEND=agg $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test lint lab figures publish doctor strip clean clean-venv clean-results
+.PHONY: help setup reproduce smoke studies latency demo test lint lab figures publish doctor strip clean clean-venv clean-results
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,15 @@ reproduce: $(STAMP) ## run every notebook of the profile, then print the result 
 
 smoke: ## the same at smoke size (the numbers mean nothing)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke
+
+demo: $(STAMP) ## a minute: a picture before and after CM-CLIP, and one paired number, from small committed weights
+	@$(RUN) -m risf_core.demo
+
+studies: $(STAMP) ## extensions and controls, on top of the mini profile, whose runs it makes where they are missing
+	@$(MAKE) --no-print-directory reproduce PROFILE=studies
+
+latency: $(STAMP) ## what re-scoring costs on this machine: one run at a time, so leave the machine alone meanwhile
+	@$(MAKE) --no-print-directory reproduce PROFILE=latency WORKERS=1
 
 test: $(STAMP) ## the whole test suite (PYTEST_ARGS="-k bnrl" for a part)
 	@$(RUN) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

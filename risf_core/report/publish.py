@@ -33,7 +33,7 @@ IN_README = (
     r"bAP50|^CLIP |^gain of ce_bg|preprocess=released|"
     r"^(?:CM-CLIP's gain with ce|BNRL's gain (?:over ce|with CM-CLIP)), nAP50, (?:.*, gfsod$|"
 )
-README_BEGIN, README_END = r"<!-- results: ?(?:begin|mini)[^>]*-->", r"<!-- (?:results: end|/results) -->"
+IN_README_OF = {"mini": "results", "studies": "studies", "latency": "latency"}  # the name of a profile's two markers
 NOT_COMPARABLE = (
     "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
     "compared with them, so two columns are empty. ± is the half-width of the 95 % Student-t interval over n few-shot "
@@ -271,17 +271,17 @@ def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpe
     return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {more}\n"
 
 
-def update_readme(path: Path, text: str) -> None:
-    """Put ``text`` between the two result markers of the README.
+def update_readme(path: Path, text: str, *, name: str = "results") -> None:
+    """Put ``text`` between the two markers of that name in the README.
 
     Raises:
         RecordError: If the README does not hold the two markers once.
     """
     readme = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"({README_BEGIN}).*?({README_END})", re.DOTALL)
+    pattern = re.compile(f"(<!-- {name}: begin[^>]*-->).*?(<!-- {name}: end -->)", re.DOTALL)
     if len(pattern.findall(readme)) != 1:
         raise RecordError(
-            f"{path}: expected the markers of the results once, <!-- results: begin --> to <!-- results: end -->."
+            f"{path}: expected the markers of the results once, <!-- {name}: begin --> to <!-- {name}: end -->."
         )
     new = pattern.sub(lambda found: f"{found[1]}\n\n{text}\n{found[2]}", readme)
     path.write_text(new, encoding="utf-8", newline="\n")
@@ -315,10 +315,9 @@ def run_command(arguments: argparse.Namespace) -> None:
     if arguments.publish:
         target = project_root() / "results" / "published" / arguments.profile
         publish(arguments.profile, records, runs, folder, target)
-        if arguments.profile == "mini":
-            update_readme(
-                project_root() / "README.md", readme_table("mini", load_records(target / "records"), runs)
-            )
+        if arguments.profile in IN_README_OF:
+            text = readme_table(arguments.profile, load_records(target / "records"), runs)
+            update_readme(project_root() / "README.md", text, name=IN_README_OF[arguments.profile])
         sys.stdout.write(f"Published to {target}; look at it, then commit it.\n")
         return
     paths = write_all(records, folder, runs=runs)
