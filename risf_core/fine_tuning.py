@@ -204,6 +204,10 @@ def build_cm_clip(clip: LoadedClip, benchmark: Benchmark, cm_clip: CmClipParams)
         benchmark.novel_names,
         label_space=label_space_names("novel+base+background", **names),
         templates=cm_clip.templates,
+        temperature=cm_clip.temperature,
+        path=cm_clip.path,
+        precision=cm_clip.precision,
+        memory_budget_mb=cm_clip.memory_budget_mb,
         **cm_clip.crop_options(),
     )
 

@@ -370,18 +370,30 @@ class BnrlParams(Strictly):
     background_weight: float = Field(0.2, ge=0, le=10, description="of background RoIs, also in ce_bg")
 
 
+Templates = Annotated[Many[str], Field(min_length=1)]
+
+
 class CmClipParams(Strictly):
     """Re-scoring by image-text similarity."""
 
     c: Share = Field(0.7, description="weight of the detector's score")
-    temperature: float = Field(100.0, gt=0, le=1000, description="factor of the cosines in the softmax")
-    templates: Many[str] = Field(("a photo of {}",), min_length=1, description="{} is the class name")
+    temperature: Annotated[float, Field(gt=0, le=1000)] | Literal["learned"] = Field(
+        100.0, description="factor of the cosines in the softmax; learned: the CLIP's own"
+    )
+    templates: Templates | Literal["published", "simple", "openai"] = Field(
+        ("a photo of {}",), description="{} is the class name; or the name of a set of 1, 7 or 80"
+    )
     score_thresh: Share = Field(0.05, description="detections at or below it are not re-scored")
     preprocess: Literal["clip", "released"] = Field("clip", description="released: BGR/255")
     resize: Literal["roi_align", "bicubic", "bicubic_tensor"] = Field(
         "roi_align", description="as published; bicubic: as CLIP itself, by PIL or on the device"
     )
     crop: Literal["squash", "shortest", "longest"] = Field("squash", description="others need bicubic")
+    path: Literal["crop", "dense"] = Field("crop", description="dense: one forward pass an image, RoIAlign")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of CLIP's image tower; auto: the fastest here, which the record names"
+    )
+    memory_budget_mb: float = Field(1024, gt=0, description="peak of the re-scoring above the loaded CLIP")
     label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
 
     def crop_options(self) -> dict[str, str]:
@@ -396,7 +408,8 @@ class CmClipParams(Strictly):
 
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> Self:
-        if without := [template for template in self.templates if "{}" not in template]:
+        given = () if isinstance(self.templates, str) else self.templates
+        if without := [template for template in given if "{}" not in template]:
             raise ValueError(f"template {without[0]!r} has no {{}} for the class name")
         return self
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from risf_core.clip_models import preprocessing_of
+from risf_core.cm_clip.costs import PRECISIONS, in_precision
 from risf_core.cm_clip.scores import BACKGROUND, TEMPERATURE
+from risf_core.cm_clip.texts import TEMPLATES as TEMPLATES
+from risf_core.cm_clip.texts import encode_texts, templates_named
 from risf_core.errors import DataError, ParamsError
 
-TEMPLATES = ("a photo of {}",)  # the released code's only prompt, without an article
 CROP_RULES = ("squash", "shortest", "longest")  # open_clip's resize modes; the paper squashes
 RESIZES = ("roi_align", "bicubic", "bicubic_tensor")
 PREPROCESSINGS = ("clip", "released")
+PATHS = ("crop",)
+MAX_BATCH = 64  # fit a CPU's caches and are faster than 256
 
 
 class CMCLIP:
@@ -29,20 +34,27 @@ class CMCLIP:
         class_names: The classes whose detections are re-scored; each must stand in the label space.
         label_space: All names that compete in the softmax, "background" last. None is the paper's: the classes and
             background.
-        templates: Prompts with {} for the name; embeddings of several are averaged after normalisation.
-        temperature: Factor of the cosines in the softmax.
+        templates: Prompts with {} for the name, or "published" (one), "simple" (7) or "openai" (80); embeddings of
+            several are averaged after normalisation.
+        temperature: Factor of the cosines in the softmax; "learned" takes the model's own, exp(logit_scale).
         crop: How a crop becomes the model's input size: "squash" (both sides, as published), or with resize="bicubic"
             also open_clip's "shortest" (resize, then centre crop) and "longest".
         resize: "roi_align" (bilinear, averaged where it shrinks, as published), "bicubic" (PIL crop and open_clip's own
             transform) or "bicubic_tensor" (the same rule on the model's device; see `_bicubic_crops`).
         preprocess: "clip" (RGB, the model's mean and std) or "released" (BGR in 0-1, nothing else: what the published
             code feeds).
-        batch_size: Crops in one forward pass; memory grows with it. 64 fit a CPU's caches and are faster than 256.
+        path: "crop" (each box alone through the model) or "dense" (one forward pass of the image; see `dense`).
+        precision: What the image tower computes in: "fp32", "bf16", "fp16" or "auto" (the faster one here).
+        memory_budget_mb: Peak memory above the loaded model; the batch size follows from it.
+        batch_size: Crops in one forward pass, whatever the budget.
+        text_store: Folder in which text features are kept for other runs; None keeps them nowhere.
 
     Attributes:
         label_space: The L names.
         label_columns: int64 [C], the column of each class.
         text_embeds_norm: [L, D], computed once.
+        learned_temperature: exp(logit_scale) of the model; None where it has none.
+        precision: The one in use; `probe` holds what "auto" measured.
     """
 
     def __init__(
@@ -52,32 +64,48 @@ class CMCLIP:
         class_names: Sequence[str],
         *,
         label_space: Sequence[str] | None = None,
-        templates: Sequence[str] = TEMPLATES,
-        temperature: float = TEMPERATURE,
+        templates: Sequence[str] | str = TEMPLATES,
+        temperature: float | str = TEMPERATURE,
         crop: str = "squash",
         resize: str = "roi_align",
         preprocess: str = "clip",
-        batch_size: int = 64,
+        path: str = "crop",
+        precision: str = "fp32",
+        memory_budget_mb: float = 1024,
+        batch_size: int | None = None,
+        text_store: Path | None = None,
     ) -> None:
-        self.model, self.temperature, self.batch_size = model, temperature, batch_size
-        self.crop, self.resize, self.preprocess = crop, resize, preprocess
+        self.tokenizer = tokenizer
+        self.crop, self.resize, self.preprocess, self.path = crop, resize, preprocess, path
+        self.precision, self.probe = precision, {}
+        self.batch_size = batch_size or MAX_BATCH
         self.class_names = tuple(class_names)
         self.label_space = (*self.class_names, BACKGROUND) if label_space is None else tuple(label_space)
         self._check_choices(label_space)
         self.label_columns = np.array(
             [self.label_space.index(name) for name in self.class_names], dtype=np.int64
         )
-        self.device = next(model.parameters()).device
-        kernels = (parameter for parameter in model.visual.parameters() if parameter.ndim == 4)
-        # every tower begins with a convolution, which fixes the type of the input
-        self._dtype = next(kernels).dtype
+        self.model = in_precision(model, precision)
+        self.device, self._dtype = next(model.parameters()).device, PRECISIONS[precision]
         self.image_size, mean, std, self._interpolation = preprocessing_of(model)
         released = preprocess == "released"
         self._mean, self._std = ((0.0,) * 3, (1.0,) * 3) if released else (mean, std)
-        self.text_embeds_norm = self._encode_texts(tokenizer, templates)
+        scale = getattr(model, "logit_scale", None)
+        self.learned_temperature = None if scale is None else float(scale.detach().exp())
+        self.temperature = self._temperature(temperature)
+        self.templates = templates_named(templates)
+        self.text_embeds_norm = self.encode_names(self.label_space)
+
+    def _temperature(self, temperature: float | str) -> float:
+        if temperature != "learned":
+            return float(temperature)
+        if self.learned_temperature is None:
+            raise ParamsError('temperature is "learned", but the model has no logit_scale. Give a number.')
+        return self.learned_temperature
 
     def _check_choices(self, label_space: Sequence[str] | None) -> None:
         choices = (("crop", CROP_RULES), ("resize", RESIZES), ("preprocess", PREPROCESSINGS))
+        choices += (("path", PATHS), ("precision", PRECISIONS))
         for name, known in choices:
             if getattr(self, name) not in known:
                 raise ParamsError(f"{name} is {getattr(self, name)!r}. Expected one of: {', '.join(known)}.")
@@ -98,18 +126,9 @@ class CMCLIP:
         if BACKGROUND in names[:-1]:
             raise ParamsError(f"label space {list(names)}: expected {BACKGROUND!r} as the last name.")
 
-    @torch.inference_mode()
-    def _encode_texts(self, tokenizer, templates: Sequence[str]) -> Tensor:
-        """Mean over the templates of each name's normalised embedding, normalised again: float32 [L, D]."""
-        if not templates or any("{}" not in template for template in templates):
-            raise ParamsError(
-                f"templates are {list(templates)}. Expected texts with {{}} where the name goes."
-            )
-        embeds = []
-        for template in templates:
-            tokens = tokenizer([template.format(name) for name in self.label_space]).to(self.device)
-            embeds.append(nn.functional.normalize(self.model.encode_text(tokens).float(), dim=-1))
-        return nn.functional.normalize(torch.stack(embeds).mean(0), dim=-1)  # [T, L, D] -> [L, D]
+    def encode_names(self, names: Sequence[str]) -> Tensor:
+        """Normalised text embeddings of any names, by the templates: float32 [L', D]."""
+        return encode_texts(self.model, self.tokenizer, names, self.templates)
 
     def crops(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Cut boxes out of an image and make them the model's input.
@@ -172,20 +191,28 @@ class CMCLIP:
         return torch.stack(crops).to(self.device) if crops else torch.empty(0, 3, *self.image_size)
 
     @torch.inference_mode()
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """Normalised embeddings of crops [N, 3, h, w]: float32 [N, D]."""
+        crops = crops.to(self._dtype, memory_format=torch.channels_last)
+        return nn.functional.normalize(self.model.encode_image(crops).float(), dim=-1)
+
     def encode_crops(self, crops: Tensor) -> Tensor:
         """Cosines of crops [N, 3, h, w] with the label space: float32 [N, L]."""
-        crops = crops.to(self._dtype, memory_format=torch.channels_last)
-        image_embeds = self.model.encode_image(crops).float()
-        image_embeds_norm = nn.functional.normalize(image_embeds, dim=-1)
-        return image_embeds_norm @ self.text_embeds_norm.T  # [N, D] @ [D, L] -> [N, L]
+        return self.embed_crops(crops) @ self.text_embeds_norm.T  # [N, D] @ [D, L] -> [N, L]
 
-    def cosines(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """Cosines of the boxes' crops with the label space: float32 [N, L]; arguments as in `crops`."""
+    def embed_boxes(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Normalised embeddings of an image's boxes, by the path: float32 [N, D]; arguments as in `crops`."""
         boxes = torch.as_tensor(boxes, dtype=torch.float32)
         parts = [
-            self.encode_crops(self.crops(image, part)) for part in boxes.split(self.batch_size) if len(part)
+            self.embed_crops(self.crops(image, part)) for part in boxes.split(self.batch_size) if len(part)
         ]
-        return torch.cat(parts) if parts else torch.empty(0, len(self.label_space), device=self.device)
+        return (
+            torch.cat(parts) if parts else self.text_embeds_norm.new_empty(0, self.text_embeds_norm.shape[1])
+        )
+
+    def cosines(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """Cosines of the boxes with the label space: float32 [N, L]; arguments as in `crops`."""
+        return self.embed_boxes(image, boxes) @ self.text_embeds_norm.T
 
     def probabilities(self, image: Tensor, boxes: Tensor) -> Tensor:
         """Softmax of temperature * cosine over the label space, background last: float32 [N, L].
