@@ -10,6 +10,8 @@ arithmetic on files (`apply_cm_clip`).
 
 from risf_core.clip_models import load_clip as load_clip
 from risf_core.cm_clip.clip import CMCLIP as CMCLIP
+from risf_core.cm_clip.encoding import CropEmbeddings as CropEmbeddings
+from risf_core.cm_clip.encoding import embed_detections as embed_detections
 from risf_core.cm_clip.encoding import encode_detections as encode_detections
 from risf_core.cm_clip.scores import BACKGROUND as BACKGROUND
 from risf_core.cm_clip.scores import TEMPERATURE as TEMPERATURE
