@@ -1,1 +1,76 @@
 """Parameters of the studies: one strict model per notebook, as in `risf_core.params`."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from risf_core.data_params import Count, Many, Seed, Share, SplitNumber, Strictly
+from risf_core.params import (
+    ClipSource,
+    CmClipParams,
+    NotebookParams,
+    RunRefs,
+    ScoreThresh,
+    SolverParams,
+)
+
+
+class OneStageParams(Strictly):
+    """A one-stage detector of torchvision on the base model's ResNet: one map, a narrow neck, torchvision's heads."""
+
+    width: int = Field(64, ge=32, multiple_of=32, description="channels of neck and heads")
+    train_backbone: bool = Field(
+        True, description="in base training; fine-tuning leaves it and the neck alone"
+    )
+    trainable: Literal["outputs", "heads"] = Field(
+        "heads", description="what fine-tuning trains of the heads"
+    )
+    base_solver: SolverParams = SolverParams(iterations=900, lr=0.05, checkpoint_every=300)
+    solver: SolverParams = SolverParams(iterations=150, lr=0.02, precision="fp32")
+
+
+class ResultsFile(Strictly):
+    """A results file in COCO's form of any detector, as 35_other_detectors re-scores it."""
+
+    name: str = Field(min_length=1, description="of the detector, in tables; the same for both splits")
+    results: str = Field(min_length=1, description="results file (JSON)")
+    annotations: str | None = Field(
+        None, min_length=1, description="of its images (COCO's JSON); null: the test images of data"
+    )
+    images: str | None = Field(None, min_length=1, description="folder of the images of annotations")
+    classes: Many[str] | None = Field(
+        None, min_length=1, description="names of the classes re-scored; null: the novel ones, or all"
+    )
+    split: SplitNumber = Field(1, description="c is chosen on the files of select_split")
+
+    @model_validator(mode="after")
+    def _images_go_with_annotations(self) -> Self:
+        if (self.annotations is None) != (self.images is None):
+            raise ValueError("annotations and images go together: give both or neither")
+        return self
+
+
+class OtherDetectorsParams(NotebookParams):
+    """35_other_detectors: CM-CLIP on one-stage detectors, and on any detector's results file."""
+
+    notebook: ClassVar[str] = "35_other_detectors"
+    base: RunRefs = Field(min_length=1, description="runs of 10_base_training, one for each split")
+    fine_tuning: RunRefs = Field((), description="runs of 20_fine_tuning: the two-stage detector's rows")
+    clip: ClipSource
+    cm_clip: CmClipParams = CmClipParams(label_spaces=("novel+background",))
+    detectors: Many[Literal["retinanet", "fcos"]] = ("retinanet", "fcos")
+    one_stage: OneStageParams = OneStageParams()
+    select_split: SplitNumber = Field(2, description="c is chosen on it, and reported on the others")
+    shots: Many[Count] = Field((1, 5), min_length=1, description="values of K")
+    seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws of K-shot images")
+    c: Many[Share] = Field(
+        tuple(i / 10 for i in range(11)), min_length=1, description="weights of the detector to choose from"
+    )
+    fusions: Many[Literal["arithmetic", "geometric"]] = Field(
+        ("arithmetic", "geometric"), min_length=1, description="arithmetic: the paper's"
+    )
+    score_thresh: ScoreThresh = 0.05
+    results_files: Many[ResultsFile] = Field((), description="results files of other detectors")
+    resamples: Count = Field(
+        1000, description="draws of the images with replacement: the interval of a results file"
+    )
