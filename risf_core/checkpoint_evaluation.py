@@ -14,11 +14,8 @@ from risf_core.data.user_benchmark import open_test_images
 from risf_core.data.voc_benchmark import evaluation_of, load_voc_test
 from risf_core.detecting import detect_images
 from risf_core.detections import Detections, Similarities
-from risf_core.detector.build import build_detector
-from risf_core.detector.checkpoints import HEAD, LoadReport
-from risf_core.detector.faster_rcnn import FasterRCNN
-from risf_core.detector.pretrained import load_pretrained
-from risf_core.detector.weight_files import find_weights, read_weight_file
+from risf_core.detector.weight_files import read_weight_file
+from risf_core.detector_files import LoadedDetector, load_detector
 from risf_core.errors import CheckpointError, ParamsError
 from risf_core.fine_tuning import build_cm_clip, open_clip_source, results_by_rescoring
 from risf_core.params import CheckpointSource, Data, DetectorParams, EvaluateParams
@@ -39,15 +36,6 @@ class TestSet:
     novel_names: tuple[str, ...]
     hash: str | None = None
     evaluation: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedDetector:
-    """A detector with its weights, the classes of its head in order, and what loading did."""
-
-    detector: FasterRCNN
-    class_names: tuple[str, ...]
-    report: LoadReport
 
 
 def open_test_set(data: Data, *, split: int = 1) -> TestSet:
@@ -82,11 +70,7 @@ def open_detector(source: CheckpointSource, run, test: TestSet) -> LoadedDetecto
     content = read_weight_file(path)
     params = _detector_params(source, content, path)
     class_names = _class_names(source, content, test, path)
-    _check_head(content, class_names, path)
-    detector = build_detector(params, len(class_names))
-    # without them a detector of detectron2 is the same: as they start, they change nothing
-    report = load_pretrained(detector, path, allow_missing=("affine_",))
-    return LoadedDetector(detector.to(run.device), class_names, report)
+    return load_detector(path, content, params, class_names, device=run.device)
 
 
 def _detector_params(source: CheckpointSource, content: dict, path: Path) -> DetectorParams:
@@ -128,21 +112,6 @@ def _named_classes(source: CheckpointSource, test: TestSet) -> tuple[str, ...]:
         return names
     ids = dict(zip(test.data.class_names, test.data.category_ids, strict=True))
     return tuple(sorted(names, key=ids.__getitem__))
-
-
-def _check_head(content: dict, class_names: Sequence[str], path: Path) -> None:
-    weights, _ = find_weights(content)
-    bias = next((value for key, value in weights.items() if key.endswith(f"{HEAD}cls_score.bias")), None)
-    if bias is None:
-        raise CheckpointError(
-            f"{path}: there is no {HEAD}cls_score.bias. Expected a whole detector with its head; weights for the start "
-            "of a training cannot be evaluated."
-        )
-    if len(bias) != len(class_names) + 1:
-        raise CheckpointError(
-            f"{path}: its head has {len(bias) - 1} classes and background, but {len(class_names)} classes are named "
-            f"({', '.join(class_names[:3])}, ...). Check checkpoint.classes and the data's class lists."
-        )
 
 
 def evaluate_checkpoint(params: EvaluateParams, run) -> list[dict]:

@@ -130,7 +130,7 @@ class FewShotContext:
 
 def open_context(params: FewShotParams, run) -> FewShotContext:
     """Load the base model that ``params.base`` names and its data."""
-    upstream = run.upstream("base")
+    upstream = run.upstream(params.base)
     base = BaseTrainingParams.model_validate(upstream.record["params"])
     benchmark = open_benchmark(params.data, split=params.split)
     state = read_checkpoint(upstream.dir / "model.pth")["model"]
