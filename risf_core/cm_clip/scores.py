@@ -33,8 +33,8 @@ def rescore(scores: Tensor, label_probs: Tensor, *, c: float) -> Tensor:
         ValueError: If the shapes differ or c is outside [0, 1].
 
     Example:
-        >>> rescore(torch.tensor([0.8]), torch.tensor([0.6]), c=0.5)
-        tensor([0.7000])
+        >>> rescore(np.array([0.8]), np.array([0.6]), c=0.5)
+        array([0.7])
     """
     if scores.shape != label_probs.shape:
         raise ValueError(
