@@ -497,6 +497,75 @@ class EvaluateParams(NotebookParams):
         return self.data.test_files()
 
 
+class PredictorSource(Strictly):
+    """The detector that predicts: one cell of a fine-tuning run, or a file of ours, of DeFRCN or of RISF."""
+
+    run: RunRef | None = Field(None, description="run of 20_fine_tuning")
+    # the cell of that run; trained again where the run has not kept its weights
+    seed: Seed = 0
+    arm: Arm = "kshot"
+    loss: str = Field("ce", description="its name in the tables")
+    path: str | None = Field(None, min_length=1, description="checkpoint file (.pth, .pkl)")
+    # of a file that does not say it itself, as those of DeFRCN and RISF:
+    detector: DetectorParams | None = Field(None, description="its architecture and preprocessing")
+    classes: str | None = Field(None, min_length=1, description="file with its classes, a name a line")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.run is None) == (self.path is None):
+            raise ValueError("give either run or path, and null for the other: -p checkpoint.run null")
+        if self.run is not None and (self.detector is not None or self.classes is not None):
+            raise ValueError("detector and classes belong to path; a run says both itself")
+        return self
+
+
+class DemoParams(Strictly):
+    """The small weights that `make demo` takes, and what they are measured on."""
+
+    num_images: Count = Field(200, description="test scenes, the first ones")
+    resamples: Count = Field(1000, description="of the bootstrap over images")
+
+
+class PredictParams(NotebookParams):
+    """22_predict: a detector on single images, before and after CM-CLIP."""
+
+    notebook: ClassVar[str] = "22_predict"
+    split: SplitNumber = Field(1, description="base/novel split")
+    checkpoint: PredictorSource
+    images: Many[Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]] = Field(
+        (0,), min_length=1, description="image files, or places of test images"
+    )
+    score_thresh: ScoreThresh = 0.05
+    max_detections: int = Field(100, ge=1, le=300, description="the best of an image that count")
+    draw_thresh: Share = Field(0.3, description="scores at or below it are not drawn")
+    clip: ClipSource | None = Field(None, description="null: no re-scoring")
+    rescored_classes: Many[str] | None = Field(None, description="null: all of the detector's")
+    cm_clip: CmClipParams = CmClipParams()
+    demo: DemoParams | None = Field(None, description="null: no small weights are written")
+
+    def label(self) -> str:
+        return f"predict-split{self.split}"
+
+    def user_files(self) -> tuple[str, ...]:
+        source = self.checkpoint
+        files = (source.path, source.classes, *(name for name in self.images if isinstance(name, str)))
+        return tuple(name for name in files if name is not None)
+
+    @model_validator(mode="after")
+    def _demo_is_small(self) -> Self:
+        if self.demo is None:
+            return self
+        if self.data.source != "pictograms" or self.checkpoint.run is None:
+            raise ValueError("a demo needs data of source pictograms and checkpoint.run")
+        if self.clip is None or self.clip.run is None:
+            raise ValueError("a demo needs clip.run")
+        if self.demo.num_images > self.data.num_test_images:
+            raise ValueError(
+                f"demo.num_images is {self.demo.num_images}, but there are {self.data.num_test_images} test scenes"
+            )
+        return self
+
+
 class AblationCParams(NotebookParams):
     """30_ablation_c: nAP over c and the label space, from stored files."""
 
