@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +15,17 @@ from torch import Tensor
 
 from risf_core.cm_clip.clip import CMCLIP
 from risf_core.cm_clip.crop_choice import choose_crops
+from risf_core.cm_clip.journal import Journal, weights_hash
 from risf_core.cm_clip.scores import rescored_rows
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections, Similarities
+from risf_core.detections import _load_npz as load_arrays
+from risf_core.detections import _save_npz as save_arrays
 from risf_core.errors import DataError
 from risf_core.progress import progress
+
+logger = logging.getLogger(__name__)
 
 COUNTS = ("boxes", "equal", "shared", "dropped", "encoded")
 
@@ -45,12 +53,31 @@ class CropEmbeddings:
         aligned[encoded] = cosines[self.rows[encoded]]
         return Similarities(aligned, encoded, tuple(names))
 
+    def save(self, path: str | Path) -> None:
+        """Write an ``.npz`` file, as `Detections.save` does."""
+        counts = np.array([self.counts[name] for name in COUNTS], dtype=np.int64)
+        save_arrays(Path(path), {"embeds_norm": self.embeds_norm, "rows": self.rows, "counts": counts})
+
+    @classmethod
+    def load(cls, path: str | Path) -> CropEmbeddings:
+        """Read a file that `save` wrote; errors as in `Detections.load`."""
+        arrays = load_arrays(Path(path), ("embeds_norm", "rows", "counts"))
+        return cls(**arrays | {"counts": dict(zip(COUNTS, arrays["counts"].tolist()))})
+
 
 class _Span(NamedTuple):
     """The boxes of one image whose crops are encoded: float32 [n, 4]."""
 
     record: ImageRecord
     boxes: np.ndarray
+
+
+class _Part(NamedTuple):
+    """Some boxes of a span, from `start` to `stop`."""
+
+    span: int
+    start: int
+    stop: int
 
 
 def embed_detections(
@@ -64,6 +91,7 @@ def embed_detections(
     budget: int | None = None,
     cache: ImageCache | None = None,
     desc: str | None = None,
+    journal: Path | None = None,
 ) -> CropEmbeddings:
     """Embed the crop of every detection that may be re-scored.
 
@@ -79,6 +107,8 @@ def embed_detections(
         budget: The most crops of an image; None encodes all. See `choose_crops`.
         cache: Decoded images, for several calls on the same images.
         desc: What a progress bar is called; None shows none.
+        journal: Folder in which each batch is kept as soon as it is encoded, so that a killed run goes on and the next
+            run on the same boxes, images, weights and options encodes nothing. None keeps nothing.
 
     Raises:
         DataError: If a detection lies in an image that `data` does not have.
@@ -86,13 +116,15 @@ def embed_detections(
     wanted = rescored_rows(detections, rescored_classes, score_thresh)
     owners, counts = choose_crops(detections, wanted, share=share, budget=budget)
     spans, rows = _spans(detections, data, owners)
-    batches = _batches([len(span.boxes) for span in spans], clip.batch_size)
-    steps = batches if desc is None else progress(batches, desc=desc, unit="batch")
-    parts = [
-        clip.embed_crops(crops).cpu().numpy() for crops in _crops(steps, spans, clip, cache or ImageCache(0))
-    ]
+    batches = _batches([len(span.boxes) for span in spans], clip)
+    options = {"cache": cache or ImageCache(0), "desc": desc}
+    if journal is None:
+        tables = _embed(batches, spans, clip, {}, **options)
+    else:
+        with Journal(journal, _key(spans, clip)) as stored:
+            tables = _embed(batches, spans, clip, stored.tables, keep=stored.add, **options)
     width = clip.text_embeds_norm.shape[1]
-    return CropEmbeddings(np.concatenate([np.empty((0, width), np.float32), *parts]), rows, counts)
+    return CropEmbeddings(np.concatenate([np.empty((0, width), np.float32), *tables]), rows, counts)
 
 
 def encode_detections(
@@ -106,6 +138,7 @@ def encode_detections(
     budget: int | None = None,
     cache: ImageCache | None = None,
     desc: str | None = None,
+    journal: Path | None = None,
 ) -> Similarities:
     """Compare the crop of every detection that may be re-scored with the label space of `clip`.
 
@@ -115,8 +148,18 @@ def encode_detections(
     Returns:
         Cosines whose rows align with `detections`.
     """
-    options = {"score_thresh": score_thresh, "rescored_classes": rescored_classes, "share": share}
-    embeddings = embed_detections(detections, data, clip, budget=budget, cache=cache, desc=desc, **options)
+    embeddings = embed_detections(
+        detections,
+        data,
+        clip,
+        score_thresh=score_thresh,
+        rescored_classes=rescored_classes,
+        share=share,
+        budget=budget,
+        cache=cache,
+        desc=desc,
+        journal=journal,
+    )
     return embeddings.similarities(clip.text_embeds_norm, clip.label_space)
 
 
@@ -139,27 +182,59 @@ def _spans(detections: Detections, data: DetectionData, owners: np.ndarray) -> t
     return spans, position[owners]
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[tuple[int, int, int]]]:
-    """Batches of (span, start, stop): they run across images, and hold at most `batch_size` boxes."""
-    batches, count = [], batch_size
+def _batches(lengths: Sequence[int], clip: CMCLIP) -> list[list[_Part]]:
+    """What goes through the model at once: crops of several images, or (dense) all boxes of one."""
+    if clip.path == "dense":
+        return [[_Part(span, 0, length)] for span, length in enumerate(lengths)]
+    batches, count = [], clip.batch_size
     for span, length in enumerate(lengths):
-        for start in range(0, length, batch_size):
-            stop = min(start + batch_size, length)
-            if count + stop - start > batch_size:
+        for start in range(0, length, clip.batch_size):
+            stop = min(start + clip.batch_size, length)
+            if count + stop - start > clip.batch_size:
                 batches.append([])
                 count = 0
-            batches[-1].append((span, start, stop))
+            batches[-1].append(_Part(span, start, stop))
             count += stop - start
     return batches
 
 
-def _crops(batches, spans: list[_Span], clip: CMCLIP, cache: ImageCache) -> Iterator[Tensor]:
-    """The crops of each batch; an image is read once."""
-    current, image = -1, None
-    for batch in batches:
-        parts = []
-        for span, start, stop in batch:
+def _embed(
+    batches: list[list[_Part]],
+    spans: list[_Span],
+    clip: CMCLIP,
+    stored: dict[int, np.ndarray],
+    *,
+    cache: ImageCache,
+    desc: str | None,
+    keep: Callable[[int, np.ndarray], None] | None = None,
+) -> list[np.ndarray]:
+    """The embeddings of each batch, of those that are not stored anew; an image is read once."""
+    missing = [number for number in range(len(batches)) if number not in stored]
+    if stored:
+        logger.info("%d of %d batches of crops are stored", len(batches) - len(missing), len(batches))
+    found, current, image = dict(stored), -1, None
+    for number in missing if desc is None else progress(missing, desc=desc, unit="batch"):
+        crops = []
+        for span, start, stop in batches[number]:
             if span != current:
                 current, image = span, cache.read(spans[span].record)
-            parts.append(clip.crops(image, torch.from_numpy(spans[span].boxes[start:stop])))
-        yield torch.cat(parts)
+            boxes = torch.from_numpy(spans[span].boxes[start:stop])
+            crops.append(boxes if clip.path == "dense" else clip.crops(image, boxes))
+        embed = (
+            clip.embed_boxes(image, *crops) if clip.path == "dense" else clip.embed_crops(torch.cat(crops))
+        )
+        found[number] = embed.cpu().numpy()
+        if keep is not None:
+            keep(number, found[number])
+    return [found[number] for number in range(len(batches))]
+
+
+def _key(spans: list[_Span], clip: CMCLIP) -> str:
+    """Hash of all that the embeddings depend on: weights, options, boxes, and images by name and size."""
+    options = (clip.path, clip.crop, clip.resize, clip.preprocess, clip.precision, clip.batch_size)
+    digest = hashlib.sha256(f"{weights_hash(clip.model.visual)} {options}".encode())
+    for record, boxes in spans:
+        num_bytes = record.path.stat().st_size if record.path.is_file() else None
+        digest.update(f"{record.path.name} {num_bytes} {record.width} {record.height} ".encode())
+        digest.update(boxes.tobytes())
+    return digest.hexdigest()
