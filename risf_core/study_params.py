@@ -4,11 +4,12 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from risf_core.data_params import Count, Many, Seed, Share, SplitNumber, Strictly
+from risf_core.data_params import Count, Many, Positive, Seed, Share, SplitNumber, Strictly
 from risf_core.params import (
     ClipSource,
     CmClipParams,
     NotebookParams,
+    RunRef,
     RunRefs,
     ScoreThresh,
     SolverParams,
@@ -74,3 +75,36 @@ class OtherDetectorsParams(NotebookParams):
     resamples: Count = Field(
         1000, description="draws of the images with replacement: the interval of a results file"
     )
+
+
+class LatencyParams(NotebookParams):
+    """34_latency: what re-scoring costs here, by CLIP, precision, path and approximation, beside the published way."""
+
+    notebook: ClassVar[str] = "34_latency"
+    fine_tuning: RunRefs = Field(
+        min_length=1, description="runs of 20_fine_tuning: the boxes of the test images"
+    )
+    base: RunRef = Field(description="run of 10_base_training: the detector whose time stands beside")
+    clips: Many[ClipSource] = Field(min_length=1, description="trained CLIPs: cost beside accuracy")
+    large_clips: Many[ClipSource] = Field((), description="CLIPs of which the cost alone is measured")
+    large_detector: Literal[50, 101] | None = Field(
+        None, description="depth of the published detector, with random weights; null: none"
+    )
+    large_image: Many[Count] = Field(
+        (800, 1067), min_length=2, max_length=2, description="height and width in pixels, of noise"
+    )
+    cm_clip: CmClipParams = CmClipParams(label_spaces=("novel+background",))
+    precisions: Many[Literal["fp32", "bf16", "fp16"]] = Field(("fp32", "bf16"), min_length=1)
+    paths: Many[Literal["crop", "dense"]] = Field(("crop", "dense"), min_length=1)
+    shares: Many[Literal["iou", "proposal"]] = Field(("iou", "proposal"), description="approximations")
+    budgets: Many[Count] = Field((1, 2, 3, 5), description="approximations: crops an image")
+    num_c: Count = Field(21, description="values of c, for each of which the published way repeats its work")
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    losses: Many[str] | None = Field(
+        ("ce",), description="names of the losses to take; null: all of the runs"
+    )
+    num_images: Count = Field(100, description="test images measured one after another, and for all c")
+    box_counts: Many[Count] = Field((1, 2, 4, 8, 16), min_length=3, description="boxes an image measured")
+    line_to: Count = Field(100, description="boxes an image up to which the fitted line is drawn")
+    seconds_per_point: Positive = Field(4.0, description="a point of the line is repeated for as long")
+    max_repeats: int = Field(20, ge=2, description="and at most so often")
