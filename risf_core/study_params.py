@@ -1,11 +1,12 @@
 """Parameters of the studies: one strict model per notebook, as in `risf_core.params`."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from risf_core.data_params import Count, Many, Positive, Seed, Share, SplitNumber, Strictly
 from risf_core.params import (
+    Arm,
     ClipSource,
     CmClipParams,
     NotebookParams,
@@ -108,3 +109,84 @@ class LatencyParams(NotebookParams):
     line_to: Count = Field(100, description="boxes an image up to which the fitted line is drawn")
     seconds_per_point: Positive = Field(4.0, description="a point of the line is repeated for as long")
     max_repeats: int = Field(20, ge=2, description="and at most so often")
+
+
+StudyLabelSpace = Literal[
+    "novel+background",
+    "novel+base+background",
+    "novel+generic+background",
+    "novel+base+generic+background",
+]
+
+
+class LabelSpaceParams(NotebookParams):
+    """36_label_space: label space, temperature, fusion and visual prototypes, chosen on one split, told on another."""
+
+    notebook: ClassVar[str] = "36_label_space"
+    selection: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning on which all is chosen")
+    reported: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning of another split")
+    clip: ClipSource
+    cm_clip: CmClipParams = Field(CmClipParams(), description="the paper's values, and how crops are made")
+    label_spaces: Many[StudyLabelSpace] = Field(
+        ("novel+background", "novel+base+background", "novel+generic+background")
+        + ("novel+base+generic+background",),
+        min_length=1,
+        description="names that compete in the softmax",
+    )
+    vocabulary: str | None = Field(
+        None,
+        min_length=1,
+        description="text file of generic names, one a line; null: the world's other concepts, or ImageNet's",
+    )
+    temperatures: Many[Annotated[float, Field(gt=0, le=1000)] | Literal["learned", "fitted"]] = Field(
+        (100.0, "learned", "fitted"), min_length=1, description="factor of the cosines"
+    )
+    fusions: Many[Literal["arithmetic", "geometric"]] = Field(("arithmetic", "geometric"), min_length=1)
+    c: Many[Share] = Field((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=1, description="of the detector")
+    visual_alphas: Many[Positive] = Field(
+        (0.3, 1.0, 3.0), description="weights of the K shots' cache; () none"
+    )
+    visual_betas: Many[Positive] = Field((1.0, 5.5), description="sharpness of the cache's affinity")
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    arm: Arm = "kshot"
+    loss: str = Field("ce", description="name of the loss whose cells are taken")
+
+    def user_files(self) -> tuple[str, ...]:
+        return (self.vocabulary,) if self.vocabulary else ()
+
+    @model_validator(mode="after")
+    def _holds_the_paper(self) -> Self:
+        paper = {
+            "label_spaces": "novel+background",
+            "temperatures": self.cm_clip.temperature,
+            "fusions": "arithmetic",
+            "c": self.cm_clip.c,
+        }
+        for name, value in paper.items():
+            if value not in getattr(self, name):
+                raise ValueError(f"{name} lacks {value!r}, the paper's value, to which all is compared")
+        if bool(self.visual_alphas) != bool(self.visual_betas):
+            raise ValueError("visual_alphas and visual_betas go together: give both or neither")
+        return self
+
+
+class RescoringControlsParams(NotebookParams):
+    """37_rescoring_controls: what CM-CLIP's gain comes from, and for which classes it is better left out."""
+
+    notebook: ClassVar[str] = "37_rescoring_controls"
+    fine_tuning: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning whose boxes are re-scored")
+    selection: RunRefs = Field(
+        (), description="runs of 20_fine_tuning of another split: the rule's threshold"
+    )
+    clip: ClipSource
+    clips: Many[ClipSource] = Field((), description="the CLIPs that the rule is made from; a grid is allowed")
+    cm_clip: CmClipParams = Field(CmClipParams(), description="the paper's values, and how crops are made")
+    jitters: Many[Annotated[float, Field(gt=0, le=1)]] = Field(
+        (0.1, 0.2, 0.3), description="standard deviation of the noise on each edge, as a share of the side"
+    )
+    encoded_shots: Many[Count] = Field((5,), description="values of K whose boxes are encoded anew")
+    num_sizes: int = Field(3, ge=1, le=5, description="groups of objects by area, equally many in each")
+    rule_seeds: Many[Seed] = Field((0, 1, 2), min_length=1, description="draws that the rule is made from")
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    arm: Arm = "kshot"
+    loss: str = Field("ce", description="name of the loss whose cells are taken")
