@@ -3,12 +3,15 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from risf_core.bnrl import get_loss
 from risf_core.clip_accuracy import crop_accuracy
-from risf_core.clip_models import LoadedClip
-from risf_core.cm_clip import CMCLIP, encode_detections
+from risf_core.clip_models import LoadedClip, load_clip
+from risf_core.cm_clip import CMCLIP
+from risf_core.cm_clip.encoding import embed_detections
 from risf_core.data.benchmark import Benchmark, open_benchmark
+from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
 from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
 from risf_core.errors import ParamsError
@@ -21,6 +24,7 @@ from risf_core.fine_tuning import (
     open_context,
     rescored,
 )
+from risf_core.measuring import Cost, measured
 from risf_core.params import (
     AblationBnrlParams,
     AblationCParams,
@@ -149,45 +153,99 @@ def ablate_bnrl(params: AblationBnrlParams, run) -> list[dict]:
     return run.rows.as_list()
 
 
+class _NamedClip(NamedTuple):
+    """A CLIP to compare: its name in tables, its tower, and how many steps it was trained here (None: elsewhere)."""
+
+    name: str
+    tower: str
+    iterations: int | None
+    path_only: bool
+    clip: LoadedClip
+
+
+def _clips_to_compare(params: ClipBackbonesParams, run) -> Iterator[_NamedClip]:
+    """The CLIPs of ``params``, loaded one after another; where a tower was trained several times its steps name it."""
+    found = [(source, run.upstreams(source.run) if source.run else [None]) for source in params.clips]
+    runs = [upstream for _, upstreams in found for upstream in upstreams if upstream]
+    towers = [upstream.record["params"]["tower"] for upstream in runs]
+    for source, upstreams in found:
+        for upstream in upstreams:
+            if upstream is None:
+                name, clip = open_clip_source(source, run, device=run.device, seed=params.seed)
+                yield _NamedClip(name, name, None, source.path_only, clip)
+                continue
+            tower, steps = (upstream.record["params"][key] for key in ("tower", "iterations"))
+            name = tower if towers.count(tower) == 1 else f"{tower}, {steps} steps"
+            clip = load_clip(tower, upstream.dir / "clip.pt", device=run.device)
+            yield _NamedClip(name, tower, steps, source.path_only, clip)
+
+
 def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
-    """CM-CLIP's gain with each CLIP on the same stored detections (paper setting), beside its accuracy on crops."""
+    """CM-CLIP's gain with each CLIP on the same stored detections (paper setting), beside its accuracy on crops.
+
+    What a crop costs with each CLIP goes to ``run.environment["clips"]``.
+    """
     benchmarks, images = _Benchmarks(), ImageCache()
     cells = list(_stored_cells(params, run))
     settings = params.cm_clip.model_copy(update={"label_spaces": (PAPER_SPACE,)})
-    for source in params.clips:
-        clip_name, clip = open_clip_source(source, run, device=run.device, seed=params.seed)
+    for named in _clips_to_compare(params, run):
         built: dict[tuple, tuple[CMCLIP, dict]] = {}
-        for tuned, folder, key in progress(cells, desc=clip_name, total=len(cells)):
-            row = key | {"clip": clip_name} | settings.crop_options()
+        for tuned, folder, key in progress(cells, desc=named.name, total=len(cells)):
+            row = key | {"clip": named.name} | settings.crop_options()
             if run.rows.done(**row):
                 continue
             benchmark, evaluator = benchmarks.get(tuned)
             where = (tuned.data, tuned.split)
             if where not in built:
-                cm_clip = build_cm_clip(clip, benchmark, settings)
-                built[where] = cm_clip, _clip_facts(clip, clip_name, benchmark, settings)
+                _read_ahead(images, evaluator.data)
+                cm_clip = build_cm_clip(named.clip, benchmark, settings)
+                built[where] = cm_clip, _clip_facts(named, benchmark, settings)
             cm_clip, facts = built[where]
             name = cell_name(key["seed"], key["arm"], key["loss"], key["repeat"])
             found, _ = cut(
                 Detections.load(folder / "detections" / f"{name}.npz"), None, score_thresh=tuned.score_thresh
             )
-            similarities = encode_detections(
-                found, evaluator.data, cm_clip, score_thresh=settings.score_thresh, cache=images
-            )
+            options = {"score_thresh": settings.score_thresh, "cache": images}
+            with measured(run.device) as cost:
+                embeddings = embed_detections(found, evaluator.data, cm_clip, **options)
+            _note_cost(run, named.name, cm_clip, cost, embeddings.counts["encoded"])
+            similarities = embeddings.similarities(cm_clip.text_embeds_norm, cm_clip.label_space)
             ((_, changed),) = rescored(found, similarities, benchmark, settings)
             without, metrics = _novel(evaluator.evaluate(found)), _novel(evaluator.evaluate(changed))
             gains = {"gain": metrics["nAP50"] - without["nAP50"], "gain_nAP": metrics["nAP"] - without["nAP"]}
-            run.rows.add(row, facts | metrics | gains | {"path_only": source.path_only})
+            run.rows.add(row, facts | metrics | gains | {"path_only": named.path_only})
     return run.rows.as_list()
 
 
-def _clip_facts(clip: LoadedClip, name: str, benchmark: Benchmark, cm_clip: CmClipParams) -> dict:
-    """Size of the image tower and accuracy on ground-truth crops of test images, among novel and among all names."""
+def _read_ahead(images: ImageCache, data: DetectionData) -> None:
+    """Fill the cache, so that the first CLIP's time holds no more decoding than the others'."""
+    for record in data.images:
+        before = images.num_bytes
+        images.read(record)
+        if before and images.num_bytes == before:
+            return  # full, or filled already
+
+
+def _note_cost(run, name: str, cm_clip: CMCLIP, cost: Cost, num_crops: int) -> None:
+    """Add what encoding some crops cost to the record's environment."""
+    notes = run.environment.setdefault("clips", {})
+    note = notes.setdefault(
+        name, {"precision": cm_clip.precision, "seconds": 0.0, "crops": 0, "peak_mib": None}
+    )
+    note["seconds"] += cost.wall_seconds
+    note["crops"] += num_crops
+    if cost.peak_mib is not None:
+        note["peak_mib"] = max(cost.peak_mib, note["peak_mib"] or 0.0)
+
+
+def _clip_facts(named: _NamedClip, benchmark: Benchmark, cm_clip: CmClipParams) -> dict:
+    """Size and training of the image tower, and accuracy on ground-truth crops of test images, novel names or all."""
     test, options = benchmark.test, {"crop_options": cm_clip.crop_options()}
     novel = test.select_classes(benchmark.novel_names)
     return {
-        "tower": name,
-        "parameters": clip.info.num_parameters,
-        "crop_accuracy": crop_accuracy(clip, novel, benchmark.novel_names, **options)["accuracy"],
-        "crop_accuracy_all": crop_accuracy(clip, test, test.class_names, **options)["accuracy"],
+        "tower": named.tower,
+        "iterations": named.iterations,
+        "parameters": named.clip.info.num_parameters,
+        "crop_accuracy": crop_accuracy(named.clip, novel, benchmark.novel_names, **options)["accuracy"],
+        "crop_accuracy_all": crop_accuracy(named.clip, test, test.class_names, **options)["accuracy"],
     }

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from risf_core import ablations
+from risf_core.cm_clip.encoding import CropEmbeddings
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import ParamsError
@@ -96,7 +98,7 @@ def stored_run(tmp_path, monkeypatch):
     upstream = SimpleNamespace(
         dir=tmp_path, run_id="r", record={"params": tuned.model_dump(mode="json"), "rows": rows}
     )
-    return SimpleNamespace(upstreams=lambda name: [upstream], rows=_Rows()), upstream
+    return SimpleNamespace(upstreams=lambda name: [upstream], rows=_Rows(), environment={}), upstream
 
 
 def test_c_sweep_runs_from_stored_files_alone(stored_run):
@@ -133,26 +135,61 @@ def test_sweeps_refuse_runs_whose_rows_would_pass_for_each_other(stored_run, swe
             getattr(ablations, sweep)(params, run)
 
 
+def _give_clip(monkeypatch, embed):
+    """Let the sweep over CLIPs compare what `embed` says with queen, king and background, one axis each."""
+    clip = SimpleNamespace(precision="fp32", text_embeds_norm=torch.eye(3))
+    clip.label_space = ("queen", "king", "background")
+    monkeypatch.setattr(ablations, "embed_detections", embed)
+    monkeypatch.setattr(ablations, "open_clip_source", lambda *a, **k: ("tiny", None))
+    monkeypatch.setattr(ablations, "load_clip", lambda *a, **k: None)
+    monkeypatch.setattr(ablations, "build_cm_clip", lambda *a: clip)
+    monkeypatch.setattr(ablations, "_clip_facts", lambda *a: {})
+
+
+def _as_clip_would(found, *args, **kwargs):
+    """The second box shows a queen, the first the background."""
+    embeds = np.eye(3, dtype=np.float32)[[2, 0]]
+    return CropEmbeddings(embeds, np.arange(2), {"encoded": 2})
+
+
+def _write_image(record, pixels=None):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8) if pixels is None else pixels).save(record.path)
+
+
 def test_sweep_of_clips_takes_what_counts_alone(stored_run, monkeypatch):
     """With the right box before the wrong one the gain is the half of what one found object of two gives."""
     run, _ = stored_run
     run.device = "cpu"
     encoded = []
-
-    def as_clip_would(found, *args, **kwargs):
-        encoded.append(found.scores.tolist())
-        cosines = np.array([[0.0, 0.3], [0.3, 0.0]])
-        return Similarities(cosines, np.ones(2, bool), ("queen", "background"))
-
-    monkeypatch.setattr(ablations, "encode_detections", as_clip_would)
-    monkeypatch.setattr(ablations, "open_clip_source", lambda *a, **k: ("tiny", None))
-    monkeypatch.setattr(ablations, "build_cm_clip", lambda *a: None)
-    monkeypatch.setattr(ablations, "_clip_facts", lambda *a: {})
+    _write_image(ablations.open_benchmark(None, split=1).test.images[0])
+    _give_clip(
+        monkeypatch, lambda found, *a, **k: encoded.append(found.scores.tolist()) or _as_clip_would(found)
+    )
     clips = [{"model": "tiny", "path_only": True}]
     values = {"profile": "t", "fine_tuning": ["x.yaml"], "clips": clips, "seeds": (0,), "cm_clip": {"c": 0.0}}
     (row,) = ablations.compare_clips(ClipBackbonesParams(**values), run)
     assert encoded == [pytest.approx([0.9, 0.5])]
     assert row["gain"] == pytest.approx(100 * 51 / 101 / 2)
+    note = run.environment["clips"]["tiny"]
+    assert note["crops"] == 2 and note["seconds"] > 0 and note["precision"] == "fp32"
+
+
+def test_towers_that_are_trained_several_times_are_named_by_their_steps(stored_run, monkeypatch):
+    run, upstream = stored_run
+    run.device = "cpu"
+    _write_image(ablations.open_benchmark(None, split=1).test.images[0])
+    _give_clip(monkeypatch, _as_clip_would)
+    trained = [("resnet", 150), ("resnet", 350), ("vit", 150)]
+    clips = [
+        SimpleNamespace(dir=upstream.dir, record={"params": {"tower": tower, "iterations": steps}})
+        for tower, steps in trained
+    ]
+    by_file = {"resnet.yaml": clips[:2], "vit.yaml": clips[2:]}
+    run.upstreams = lambda ref: [upstream] if ref == "fine_tuning" else by_file[ref.params]
+    sources = [{"run": "resnet.yaml"}, {"run": "vit.yaml"}]
+    params = ClipBackbonesParams(profile="t", fine_tuning=["x.yaml"], clips=sources, seeds=(0,))
+    rows = ablations.compare_clips(params, run)
+    assert [row["clip"] for row in rows] == ["resnet, 150 steps", "resnet, 350 steps", "vit"]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +205,7 @@ def test_released_crops_show_clip_another_picture(stored_run, monkeypatch, prepr
     pixels[..., 1] = 255
     for x1, y1, x2, y2 in record.boxes.astype(int):
         pixels[y1:y2, x1:x2] = (255, 0, 0)
-    Image.fromarray(pixels).save(record.path)
+    _write_image(record, pixels)
     monkeypatch.setitem(COLORS, "queen", COLORS["red"])
     monkeypatch.setitem(COLORS, "king", COLORS["background"])
     clip = SimpleNamespace(model=ColorClip(), tokenizer=color_tokens, info=SimpleNamespace(num_parameters=3))
