@@ -63,8 +63,12 @@ class Drawing:
         """Write it as PNG, PDF and caption, see :func:`save_figure`."""
         return save_figure(self.figure, folder, name, self.caption)
 
+    def png(self) -> bytes:
+        """It as a PNG file with the caption in it."""
+        return _png(self.figure, self.caption)
+
     def _repr_html_(self) -> str:
-        image = base64.b64encode(_png(self.figure, self.caption)).decode()
+        image = base64.b64encode(self.png()).decode()
         return (
             f'<img src="data:image/png;base64,{image}" style="max-width:100%">'
             f"<p style='max-width:50em'>{html.escape(self.caption)}</p>"

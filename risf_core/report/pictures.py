@@ -28,12 +28,18 @@ BOX_LOOKS = {
     "unannotated": {"edgecolor": "#E69F00", "linestyle": (0, (2, 2))},
     "right": {"edgecolor": "#0072B2", "linestyle": "-"},
     "wrong": {"edgecolor": "#D55E00", "linestyle": (0, (5, 2))},
+    "found": {"edgecolor": "#0072B2", "linestyle": "-"},
+    "raised": {"edgecolor": "#007A59", "linestyle": (0, (6, 1, 1, 1))},
+    "lowered": {"edgecolor": "#D55E00", "linestyle": (0, (5, 2))},
 }
 BOX_NAMES = {
     "truth": "annotated",
     "unannotated": "there, but not annotated",
     "right": "detection, right (class and IoU ≥ 0.5)",
     "wrong": "detection, wrong",
+    "found": "detection",
+    "raised": "only after re-scoring above the drawn score",
+    "lowered": "only before re-scoring above the drawn score",
 }
 
 
@@ -113,8 +119,8 @@ def image_grid(pictures: Sequence[Picture], caption: str, *, columns: int = 4, w
     for ax, picture in zip(axes.flat, pictures, strict=False):
         draw_picture(ax, picture)
     if len(kinds) > 1:
-        figure.legend(handles=_box_handles(kinds), loc="outside lower center", ncols=2)
-    _spread_names(figure)
+        figure.legend(handles=box_handles(kinds), loc="outside lower center", ncols=2)
+    spread_names(figure)
     return Drawing(figure, caption)
 
 
@@ -139,7 +145,7 @@ def draw_picture(ax: Axes, picture: Picture) -> None:
                 ax.text(s=layer.names[place], color="white", fontsize=6, bbox=patch, clip_on=True, **at)
 
 
-def _spread_names(figure: Figure) -> None:
+def spread_names(figure: Figure) -> None:
     """Move a name that would cover an earlier one of its picture to the nearest free place below or above.
 
     The size of a name depends on the layout, so this comes last. A name without a free place stays where it is.
@@ -165,7 +171,7 @@ def _spread_names(figure: Figure) -> None:
             text.set_y(ax.transData.inverted().transform((x, y + placed[-1].y0 - box.y0))[1])
 
 
-def _box_handles(kinds: set[str]) -> list[Line2D]:
+def box_handles(kinds: set[str]) -> list[Line2D]:
     """Legend entries of the kinds of boxes, in a fixed order."""
     return [
         Line2D([], [], color=look["edgecolor"], linestyle=look["linestyle"], label=BOX_NAMES[kind])
@@ -212,7 +218,7 @@ def few_shot_figure(arms: Mapping[str, DetectionData], *, shots: int, seed: int,
         row_axes[0].set_title(
             f"{arm}: {len(data)} images, {sum(data.counts().values())} boxes", fontsize=9, loc="left"
         )
-    figure.legend(handles=_box_handles(kinds), loc="outside lower center", ncols=2)
+    figure.legend(handles=box_handles(kinds), loc="outside lower center", ncols=2)
     caption = (
         f"The first {count} K-shot images of few-shot seed {seed}, K = {shots}, in each arm, with the boxes that are "
         f"annotated.{arms_note(pd.DataFrame({'arm': list(arms)}))}"
@@ -297,8 +303,8 @@ def before_after_figure(
             shown = detections.keep((detections.image_ids == image_id) & (detections.scores > score_thresh))
             layers = (_truth(record, data), *_judged(shown.top(max_per_image), record, data))
             draw_picture(axes[row, place], Picture(read_rgb(record), f"{when}, image {image_id}", layers))
-    figure.legend(handles=_box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
-    _spread_names(figure)
+    figure.legend(handles=box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
+    spread_names(figure)
     caption = (
         f"Detections before (top) and after re-scoring (below), with their scores. Images: up to {num_up} with the "
         f"largest rise of a score that is drawn and up to {num_down} with the largest fall, among "
