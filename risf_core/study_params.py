@@ -101,9 +101,8 @@ class LatencyParams(NotebookParams):
     budgets: Many[Count] = Field((1, 2, 3, 5), description="approximations: crops an image")
     num_c: Count = Field(21, description="values of c, for each of which the published way repeats its work")
     seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
-    losses: Many[str] | None = Field(
-        ("ce",), description="names of the losses to take; null: all of the runs"
-    )
+    arm: Arm = Field("kshot", description="which annotations the K-shot images had")
+    loss: str = Field("ce", description="name of the loss")
     num_images: Count = Field(100, description="test images measured one after another, and for all c")
     box_counts: Many[Count] = Field((1, 2, 4, 8, 16), min_length=3, description="boxes an image measured")
     line_to: Count = Field(100, description="boxes an image up to which the fitted line is drawn")
@@ -124,7 +123,7 @@ class LabelSpaceParams(NotebookParams):
 
     notebook: ClassVar[str] = "36_label_space"
     selection: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning on which all is chosen")
-    reported: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning of another split")
+    reported: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning that are reported")
     clip: ClipSource
     cm_clip: CmClipParams = Field(CmClipParams(), description="the paper's values, and how crops are made")
     label_spaces: Many[StudyLabelSpace] = Field(
@@ -147,7 +146,8 @@ class LabelSpaceParams(NotebookParams):
         (0.3, 1.0, 3.0), description="weights of the K shots' cache; () none"
     )
     visual_betas: Many[Positive] = Field((1.0, 5.5), description="sharpness of the cache's affinity")
-    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    seeds: Many[Seed] | None = Field(None, description="draws reported; null: all of the runs")
+    selection_seeds: Many[Seed] | None = Field(None, description="draws to choose on; null: all of the runs")
     arm: Arm = "kshot"
     loss: str = Field("ce", description="name of the loss whose cells are taken")
 
