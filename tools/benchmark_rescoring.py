@@ -163,9 +163,8 @@ def sweep(arguments: argparse.Namespace) -> None:
         f"{len(evaluator.data)} images, {len(detections)} detections ({rows.sum()} re-scored), {len(names)} classes"
     )
     print(f"one evaluation (least of {len(seconds_one)}): {one_evaluation:.3f} s")
-    print(
-        f"21 re-scorings (least of the same): {rescoring:.4f} s, {100 * rescoring / one_evaluation:.2f} % of one evaluation"
-    )
+    share = 100 * rescoring / one_evaluation
+    print(f"21 re-scorings (least of the same): {rescoring:.4f} s, {share:.2f} % of one evaluation")
     print(f"21 APs: {seconds_sweep + seconds_results:.2f} s ({seconds_sweep:.2f} s of it once)")
     print(f"   of 21 evaluations: {100 * (seconds_sweep + seconds_results) / (21 * one_evaluation):.1f} %")
     print(f"largest difference to the evaluation: {worst:.1e}, {len(seconds_one)} of the points compared")
