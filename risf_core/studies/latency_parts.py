@@ -1,0 +1,168 @@
+"""Image by image, as a user waits for them: milliseconds of each part, end to end; and re-scoring for many c."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from risf_core.cm_clip.encoding import embed_detections
+from risf_core.cm_clip.scores import rescore
+from risf_core.data.dataset import DetectionData
+from risf_core.data.loader import read_image
+from risf_core.detections import Detections
+from risf_core.measuring import measured
+from risf_core.studies.published_rescoring import detections_by_image
+from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, Way, exact_ways
+from risf_core.study_params import LatencyParams
+
+PARTS = ("decode", "detector", "read_again", "crop", "encode", "blend")
+ENOUGH_FOR_P95 = 20  # of n values the 95th percentile lies below the largest
+
+
+class Stopwatch:
+    """Milliseconds of named parts, one value for each image."""
+
+    def __init__(self, device: str) -> None:
+        self.is_cuda = device == "cuda"
+        self.values: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Measure a block as a part of the image under way."""
+        start = self._now()
+        yield
+        self.values[name].append(1000 * (self._now() - start))
+
+    def _now(self) -> float:
+        if self.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def summary(values: Sequence[float]) -> dict[str, float | int | None]:
+    """n, median, mean, largest of some milliseconds; the 95th percentile where n allows it."""
+    array = np.asarray(values, dtype=np.float64)
+    p95 = float(np.percentile(array, 95)) if len(array) >= ENOUGH_FOR_P95 else None
+    return {
+        "n": len(array),
+        "p50": float(np.median(array)),
+        "mean": float(array.mean()),
+        "max": float(array.max()),
+        "p95": p95,
+    }
+
+
+def measure_parts(
+    params: LatencyParams,
+    notes,
+    name: str,
+    rescorer: Rescorer,
+    detector: torch.nn.Module,
+    found: Detections,
+    data: DetectionData,
+) -> None:
+    """Each exact way on ``num_images`` test images one after another, from the file to the new scores.
+
+    The detector runs on each image; the boxes are the stored ones, since its head has other classes.
+    """
+    spans = _first_images(found, data, params)
+    boxes = int(sum(len(rows) for _, rows in spans))
+    for way in exact_ways(params):
+        key = {"kind": "parts", "clip": name} | way._asdict()
+        if notes.done(**key):
+            continue
+        watch, device = Stopwatch(notes.run.device), notes.run.device
+        texts = _text_milliseconds(rescorer, way)
+        for warm in (True, False):
+            watch = Stopwatch(device)
+            with measured(device) as cost:
+                for record, rows in spans[: 3 if warm else None]:
+                    _one_image(watch, way, rescorer, detector, record, found, rows)
+        totals = np.sum([watch.values[part] for part in PARTS if part in watch.values], axis=0)
+        times = {part: summary(watch.values[part]) for part in PARTS if part in watch.values}
+        times |= {"total": summary(totals), "text_once": texts, "peak_mib": cost.peak_mib}
+        times["images_per_second"] = 1000 / times["total"]["mean"]
+        notes.add(key, {"images": len(spans), "boxes": boxes}, times)
+
+
+def _first_images(found: Detections, data: DetectionData, params: LatencyParams) -> list:
+    """The first images with detections above the threshold, and their rows."""
+    spans = detections_by_image(found, data, score_thresh=params.cm_clip.score_thresh)
+    return [span for span, _ in zip(spans, range(params.num_images))]
+
+
+@torch.inference_mode()
+def _one_image(
+    watch: Stopwatch,
+    way: Way,
+    rescorer: Rescorer,
+    detector: torch.nn.Module,
+    record,
+    found: Detections,
+    rows: np.ndarray,
+) -> None:
+    with watch.part("decode"):
+        image = read_image(record.path)
+    with watch.part("detector"):
+        detector([image.to(detector.pixel_mean.device)])
+    boxes, c = torch.from_numpy(found.boxes[rows]), rescorer.settings.c
+    if way.way == "published":
+        clip = rescorer.published()
+        with watch.part("read_again"):
+            image = read_image(record.path)
+    else:
+        clip = rescorer.ours(way.precision, way.path)
+    if way.path == "dense":
+        with watch.part("encode"):
+            embeds_norm = clip.embed_boxes(image, boxes)
+    else:
+        with watch.part("crop"):
+            crops = clip.crops(image, boxes)
+        with watch.part("encode"):
+            embeds_norm = clip.embed_crops(crops)
+    with watch.part("blend"):
+        probs = (100.0 * embeds_norm @ clip.text_embeds_norm.T).softmax(-1).cpu().numpy()
+        rescore(found.scores[rows], probs[np.arange(len(rows)), found.labels[rows]], c=c)
+
+
+def _text_milliseconds(rescorer: Rescorer, way: Way) -> float:
+    """Milliseconds of the texts of the label space, which every way encodes once."""
+    clip = rescorer.ours("fp32", "crop") if way.way == "published" else rescorer.ours(way.precision, way.path)
+    with measured(clip.device, memory=False) as cost:
+        rescorer.ours(way.precision if way.way == "ours" else "fp32", way.path).encode_names(
+            rescorer.ours("fp32", "crop").label_space
+        )
+    return 1000 * cost.wall_seconds
+
+
+def measure_all_c(
+    params: LatencyParams, notes, name: str, rescorer: Rescorer, found: Detections, data: DetectionData
+) -> None:
+    """New scores of some images for ``num_c`` values of c: the published way does all of its work for each."""
+    spans = _first_images(found, data, params)
+    wanted = np.isin(found.image_ids, [record.image_id for record, _ in spans])
+    part = found.keep(wanted)
+    weights = tuple(np.linspace(0.0, 1.0, params.num_c).tolist())
+    start = {"kind": "all_c", "clip": name, "num_c": params.num_c}
+    for way in [way for way in exact_ways(params) if way.path == "crop"]:
+        key = start | way._asdict()
+        if notes.done(**key):
+            continue
+        with measured(notes.run.device) as cost:
+            if way == PUBLISHED:
+                for c in weights:
+                    rescorer.published().rescore_detections(part, data, c=c)
+            else:
+                clip = rescorer.ours(way.precision, way.path)
+                options = {
+                    "score_thresh": params.cm_clip.score_thresh,
+                    "rescored_classes": rescorer.novel_names,
+                }
+                rescorer.blend(clip, embed_detections(part, data, clip, **options), part, weights)
+        times: Mapping = {"seconds": cost.wall_seconds, "cpu_seconds": cost.cpu_seconds}
+        notes.add(key, {"images": len(spans), "boxes": sum(len(rows) for _, rows in spans)}, times)
