@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from risf_core.data_params import Count, Many, Positive, Seed, Share, SplitNumber, Strictly
+from risf_core.data_params import Count, Many, PictogramData, Positive, Seed, Share, SplitNumber, Strictly
 from risf_core.params import (
     Arm,
     ClipSource,
@@ -21,11 +21,10 @@ class OneStageParams(Strictly):
     """A one-stage detector of torchvision on the base model's ResNet: one map, a narrow neck, torchvision's heads."""
 
     width: int = Field(64, ge=32, multiple_of=32, description="channels of neck and heads")
-    train_backbone: bool = Field(
-        True, description="in base training; fine-tuning leaves it and the neck alone"
-    )
-    trainable: Literal["outputs", "heads"] = Field(
-        "heads", description="what fine-tuning trains of the heads"
+    anchor_sizes: Many[Positive] = Field((24.0, 42.0, 72.0), min_length=1, description="RetinaNet's, pixels")
+    anchor_ratios: Many[Positive] = Field((0.5, 1.0, 2.0), min_length=1, description="RetinaNet's, h / w")
+    trainable: Literal["classification", "heads"] = Field(
+        "classification", description="branches of the heads that fine-tuning trains"
     )
     base_solver: SolverParams = SolverParams(iterations=900, lr=0.05, checkpoint_every=300)
     solver: SolverParams = SolverParams(iterations=150, lr=0.02, precision="fp32")
@@ -44,6 +43,7 @@ class ResultsFile(Strictly):
         None, min_length=1, description="names of the classes re-scored; null: the novel ones, or all"
     )
     split: SplitNumber = Field(1, description="c is chosen on the files of select_split")
+    score_thresh: ScoreThresh = 0.05
 
     @model_validator(mode="after")
     def _images_go_with_annotations(self) -> Self:
@@ -56,7 +56,8 @@ class OtherDetectorsParams(NotebookParams):
     """35_other_detectors: CM-CLIP on one-stage detectors, and on any detector's results file."""
 
     notebook: ClassVar[str] = "35_other_detectors"
-    base: RunRefs = Field(min_length=1, description="runs of 10_base_training, one for each split")
+    data: PictogramData = Field(PictogramData(), description="one-stage detectors need images of one size")
+    base: RunRefs = Field((), description="runs of 10_base_training, one a split; none: results files alone")
     fine_tuning: RunRefs = Field((), description="runs of 20_fine_tuning: the two-stage detector's rows")
     clip: ClipSource
     cm_clip: CmClipParams = CmClipParams(label_spaces=("novel+background",))
@@ -71,7 +72,10 @@ class OtherDetectorsParams(NotebookParams):
     fusions: Many[Literal["arithmetic", "geometric"]] = Field(
         ("arithmetic", "geometric"), min_length=1, description="arithmetic: the paper's"
     )
-    score_thresh: ScoreThresh = 0.05
+    score_threshs: dict[Literal["retinanet", "fcos"], ScoreThresh] = Field(
+        {"retinanet": 0.05, "fcos": 0.2},
+        description="what counts, and is re-scored: torchvision's own cuts; FCOS's scores hold the centre-ness",
+    )
     results_files: Many[ResultsFile] = Field((), description="results files of other detectors")
     resamples: Count = Field(
         1000, description="draws of the images with replacement: the interval of a results file"
