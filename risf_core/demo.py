@@ -72,8 +72,8 @@ def measure(folder: Path, facts: dict, root: Path, *, device: str = "cpu") -> Me
         score_thresh=options.score_thresh,
     )
     evaluator = Evaluator(data, groups={"novel": data.class_names})
-    first, second = (evaluator.evaluate(one)["nAP50"] for one in (before, after))
     interval = paired_ap50(before, after, data, resamples=facts["resamples"])
+    first, second = (evaluator.evaluate(one)["nAP50"] for one in (before, after))
     numbers = (first, second, second - first, interval.low, interval.high)
     return Measured(before, after, data, dict(zip(NUMBERS, numbers, strict=True)))
 
@@ -99,7 +99,8 @@ def tolerance(data: DetectionData) -> float:
     threshold (of a score, of NMS or of an IoU of 0.5) may come or go; one object found or lost moves its class's AP by
     about 100 / its number of objects, and the mean over C classes by a C-th of that.
     """
-    return 2 * 100.0 / min(data.counts().values()) / len(data.class_names)
+    counts = [count for count in data.counts().values() if count]
+    return 2 * 100.0 / min(counts) / len(counts)
 
 
 def compare(measured: Measured, expected: dict[str, float]) -> str:

@@ -68,13 +68,16 @@ def paired_ap50(
         seed: Of the draws.
 
     Raises:
-        DataError: If the classes differ, or the data have crowd regions or difficult boxes, which are not built in.
+        DataError: If the classes differ, there is no object, or the data have crowd regions or difficult boxes, which are
+            not built in.
     """
     if any((record.is_crowd | record.is_difficult).any() for record in data.images):
         raise DataError(
             f"{data.name} has crowd regions or difficult boxes, which this interval does not know."
         )
     sides = [class_matches(detections, data) for detections in (before, after)]
+    if not any(data.counts().values()):
+        raise DataError(f"{data.name}: no image has an object of {', '.join(data.class_names)}.")
     generator, count = np.random.default_rng(seed), len(data)
     everything = np.ones(count)
     first, second = (_mean_ap50(side, everything) for side in sides)
@@ -82,7 +85,7 @@ def paired_ap50(
     for _ in range(resamples):
         weights = np.bincount(generator.integers(0, count, count), minlength=count).astype(float)
         differences.append(_mean_ap50(sides[1], weights) - _mean_ap50(sides[0], weights))
-    low, high = np.percentile(differences, [2.5, 97.5])
+    low, high = np.nanpercentile(differences, [2.5, 97.5])  # a draw may hold no object
     return PairedAP50(first, second, float(low), float(high))
 
 

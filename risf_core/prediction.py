@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,15 @@ class Prediction:
     before: Detections
     after: Detections | None = None
 
+    @property
+    def last(self) -> Detections:
+        """The detections with their final scores."""
+        return self.before if self.after is None else self.after
+
+    def without_pixels(self) -> Prediction:
+        """The same without the image, to be kept for many images."""
+        return replace(self, pixels=self.pixels[:0])
+
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
@@ -67,6 +76,11 @@ class Predictor:
     rescore_thresh: float = 0.05
     max_detections: int = MAX_DETECTIONS
 
+    @property
+    def device(self) -> str:
+        """Where the detector computes."""
+        return str(self.loaded.detector.pixel_mean.device)
+
     @torch.no_grad()
     def predict(self, path: Path, image_id: int = 1) -> Prediction:
         """Detect in one image file of any format that PIL reads.
@@ -76,8 +90,7 @@ class Predictor:
         """
         image = read_image(path)
         _, height, width = image.shape
-        detector = self.loaded.detector
-        (found,) = detector([image.to(detector.pixel_mean.device)])
+        (found,) = self.loaded.detector([image.to(self.device)])
         found = {key: value.cpu() for key, value in found.items()}
         detections = Detections.from_images([image_id], [found], self.loaded.class_names)
         before, _ = cut(detections, None, score_thresh=self.score_thresh, max_detections=self.max_detections)

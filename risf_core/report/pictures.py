@@ -29,7 +29,7 @@ BOX_LOOKS = {
     "right": {"edgecolor": "#0072B2", "linestyle": "-"},
     "wrong": {"edgecolor": "#D55E00", "linestyle": (0, (5, 2))},
     "found": {"edgecolor": "#0072B2", "linestyle": "-"},
-    "raised": {"edgecolor": "#007A59", "linestyle": (0, (6, 1, 1, 1))},
+    "raised": {"edgecolor": "#007A59", "linestyle": (0, (9, 1.5))},
     "lowered": {"edgecolor": "#D55E00", "linestyle": (0, (5, 2))},
 }
 BOX_NAMES = {

@@ -1,6 +1,7 @@
 """One image with what a detector finds in it, before and after re-scoring. Imports no torch."""
 
 import numpy as np
+import pandas as pd
 
 from risf_core.data.dataset import ImageRecord
 from risf_core.detections import Detections
@@ -96,3 +97,16 @@ def _texts(detections: Detections, changes: np.ndarray | None = None) -> list[st
         f"{detections.class_names[label]} {score:.2f}" + (f" ({change:+.2f})" if abs(change) >= 0.005 else "")
         for label, score, change in rows
     ]
+
+
+def detections_table(before: Detections, after: Detections | None = None) -> pd.DataFrame:
+    """The detections of an image, the best first; with ``after`` the detector's score, the new one and the change."""
+    last = before if after is None else after
+    table = pd.DataFrame(last.boxes.round(1), columns=["x1", "y1", "x2", "y2"])
+    table.insert(0, "class", [last.class_names[label] for label in last.labels])
+    table.insert(1, "score", last.scores.round(3))
+    if after is not None:
+        changes = score_changes(before, after)
+        table.insert(1, "detector", (after.scores - changes).round(3))
+        table.insert(3, "change", changes.round(3))
+    return table
