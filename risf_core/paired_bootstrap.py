@@ -68,8 +68,8 @@ def paired_ap50(
         seed: Of the draws.
 
     Raises:
-        DataError: If the classes differ, there is no object, or the data have crowd regions or difficult boxes, which are
-            not built in.
+        DataError: If the classes differ, there is no object, or the data have crowd regions or difficult boxes, which
+            are not built in.
     """
     if any((record.is_crowd | record.is_difficult).any() for record in data.images):
         raise DataError(
