@@ -33,7 +33,11 @@ IN_README = (
     r"bAP50|^CLIP |^gain of ce_bg|preprocess=released|"
     r"^(?:CM-CLIP's gain with ce|BNRL's gain (?:over ce|with CM-CLIP)), nAP50, (?:.*, gfsod$|"
 )
-IN_README_OF = {"mini": "results", "studies": "studies", "latency": "latency"}  # the name of a profile's two markers
+IN_README_OF = {
+    "mini": "results",
+    "studies": "studies",
+    "latency": "latency",
+}  # the name of a profile's two markers
 NOT_COMPARABLE = (
     "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
     "compared with them, so two columns are empty. ± is the half-width of the 95 % Student-t interval over n few-shot "
@@ -242,6 +246,24 @@ def publish(
         }
         text = json.dumps({**record, "environment": environment}, indent=1, sort_keys=True, allow_nan=False)
         (target / "records" / f"{record['run_id']}.json").write_text(f"{text}\n", encoding="utf-8")
+    publish_demo(records, folder, target)
+
+
+def publish_demo(records: Sequence[Mapping], folder: Path, target: Path) -> None:
+    """Copy the small weights of ``make demo`` that a run of 22_predict has made; without one nothing changes.
+
+    Raises:
+        RecordError: If several runs have made some.
+    """
+    made = [folder / "artifacts" / r["run_id"] / "demo" for r in records if notebook_of(r) == "22_predict"]
+    made = [path for path in made if (path / "demo.json").is_file()]
+    if len(made) > 1:
+        raise RecordError(
+            f"{made[0]}, {made[1]}: two runs made weights for the demo. Remove one of the records."
+        )
+    if made:
+        shutil.rmtree(target / "demo", ignore_errors=True)
+        shutil.copytree(made[0], target / "demo")
 
 
 def result_rows(
