@@ -205,7 +205,7 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
             found, _ = cut(
                 Detections.load(folder / "detections" / f"{name}.npz"), None, score_thresh=tuned.score_thresh
             )
-            options = {"score_thresh": settings.score_thresh, "cache": images}
+            options = {"score_thresh": settings.score_thresh, "cache": images} | settings.crop_choice()
             with measured(run.device) as cost:
                 embeddings = embed_detections(found, evaluator.data, cm_clip, **options)
             _note_cost(run, named.name, cm_clip, cost, embeddings.counts["encoded"])

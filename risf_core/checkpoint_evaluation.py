@@ -181,6 +181,7 @@ def stored_similarities(
             score_thresh=params.cm_clip.score_thresh,
             rescored_classes=test.novel_names,
             desc="encoding crops",
+            **params.cm_clip.crop_choice(),
         ).save(path)
     return Similarities.load(path)
 

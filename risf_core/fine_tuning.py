@@ -12,6 +12,7 @@ from torch import Tensor
 from risf_core.bnrl import get_loss
 from risf_core.clip_models import LoadedClip, load_clip
 from risf_core.cm_clip import CMCLIP, apply_cm_clip, encode_detections, label_space_names, rescored_rows
+from risf_core.cm_clip.crop_choice import choose_crops
 from risf_core.custom_loss import loss_name
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
@@ -229,6 +230,7 @@ def rescored(
                 ),
                 rescored_classes=benchmark.novel_names,
                 score_thresh=cm_clip.score_thresh,
+                not_encoded="refuse" if cm_clip.budget is None else "zero",
             ),
         )
 
@@ -285,7 +287,9 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         similarities = None
         if clip is not None:
             options = {"score_thresh": rescored_above, "rescored_classes": novel, "cache": images}
-            similarities = encode_detections(found, context.test, clip, **options)
+            chosen = params.cm_clip.crop_choice()
+            similarities = encode_detections(found, context.test, clip, **options, **chosen)
+            facts["crops"] = choose_crops(found, rescored_rows(found, novel, rescored_above), **chosen).counts
             similarities.save(run.dir / "similarities" / f"{name}.npz")
         cuts = {"score_thresh": params.score_thresh}
         results = results_by_rescoring(found, similarities, context.benchmark, params.cm_clip, **cuts)

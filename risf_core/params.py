@@ -394,11 +394,19 @@ class CmClipParams(Strictly):
         "fp32", description="of CLIP's image tower; auto: the fastest here, which the record names"
     )
     memory_budget_mb: float = Field(1024, gt=0, description="peak of the re-scoring above the loaded CLIP")
+    share: Literal["none", "iou", "proposal", "object"] = Field(
+        "none", description="whose crop serves other boxes; all but none are approximations"
+    )
+    budget: Count | None = Field(None, description="most crops of an image; others have p = 0; null: all")
     label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
 
     def crop_options(self) -> dict[str, str]:
         """How a crop becomes CLIP's input."""
         return {"preprocess": self.preprocess, "resize": self.resize, "crop": self.crop}
+
+    def crop_choice(self) -> dict[str, Any]:
+        """Which boxes get a crop."""
+        return {"share": self.share, "budget": self.budget}
 
     @model_validator(mode="after")
     def _pil_alone_keeps_the_aspect(self) -> Self:

@@ -277,7 +277,7 @@ def test_detections_that_count_are_cut_before_they_are_rescored():
 def test_tables_and_figure_see_the_same_cut(base, tmp_path, monkeypatch):
     """What does not count is drawn nowhere and re-scored nowhere, though cosines of it are stored."""
 
-    def encode(found, data, clip, *, score_thresh, rescored_classes, cache):
+    def encode(found, data, clip, *, score_thresh, rescored_classes, cache, **_):
         labels = (*rescored_classes, "background")
         cosines = np.random.default_rng(0).uniform(0, 0.1, (len(found), len(labels)))
         return Similarities(cosines, np.ones(len(found), bool), labels)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from risf_core.detections import Detections
 from risf_core.errors import ParamsError
 
-SHARES = ("none", "iou", "proposal")
-SHARED_IOU = 0.9  # boxes that overlap more than this look alike to a CLIP
+Share = Literal["none", "iou", "proposal", "object"]
+ALIKE = 0.9  # boxes that overlap more show a CLIP nearly the same picture
+SAME_OBJECT = 0.5  # COCO's first threshold: boxes that overlap more may find the same object
 
 
 class CropChoice(NamedTuple):
@@ -27,7 +29,7 @@ class CropChoice(NamedTuple):
 
 
 def choose_crops(
-    detections: Detections, wanted: np.ndarray, *, share: str = "none", budget: int | None = None
+    detections: Detections, wanted: np.ndarray, *, share: Share = "none", budget: int | None = None
 ) -> CropChoice:
     """Decide whose boxes are cut out.
 
@@ -36,42 +38,82 @@ def choose_crops(
     Args:
         detections: Sorted by descending score within each image, as they always are.
         wanted: bool [D], those that may be re-scored.
-        share: "none"; "iou" (the best-scored box of an image serves all that overlap it by more than `SHARED_IOU`,
-            whatever their class, then the best of the others, and so on); "proposal" (the best-scored of the boxes that
-            class-specific regression made of one proposal serves all of them; the proposal's own box is not stored).
-        budget: At most so many crops of an image, the best-scored first; None encodes all.
+        share: Whose crop serves other boxes of the image, whatever their class. "none": nobody's. "iou": that of the
+            best-scored box, all that overlap it by more than 0.9; then that of the best of the others, and so on.
+            "object": the same with 0.5. "proposal": that of the best-scored of the boxes that class-specific
+            regression made of one proposal (the proposal's own box is not stored).
+        budget: At most so many crops of an image; None encodes all. The best-scored box of each object comes first
+            (groups as in "object"), for its rank decides whether the object is found; then the other boxes by score. A
+            box without a crop takes the one that overlaps it most, if by more than 0.5, and else stays without: whoever
+            re-scores decides what that means (`apply_cm_clip`: not_encoded).
     """
-    if share not in SHARES:
-        raise ParamsError(f"share is {share!r}. Expected one of: {', '.join(SHARES)}.")
+    if share not in get_args(Share):
+        raise ParamsError(f"share is {share!r}. Expected one of: {', '.join(get_args(Share))}.")
     if budget is not None and budget < 1:
         raise ParamsError(f"budget is {budget}. Expected at least 1 crop an image, or None for all.")
     rows = np.flatnonzero(wanted)
-    owners = np.full(len(detections), -1, dtype=np.int64)
-    owners[rows] = rows[_first_of(detections.image_ids[rows], *detections.boxes[rows].T)]
-    num_different = len(np.unique(owners[rows]))
-    if share != "none":
-        leaders = np.unique(owners[rows])
-        served_by = np.arange(len(detections))
-        served_by[leaders] = _LEADERS[share](detections, leaders)
-        owners[rows] = served_by[owners[rows]]
-    num_encoded = num_kept = len(np.unique(owners[rows]))
+    equal = rows[_first_of(detections.image_ids[rows], *detections.boxes[rows].T)]  # whose box each has
+    different = np.unique(equal)
+    sharing = _leaders(detections, different, share)
     if budget is not None:
-        leaders = np.unique(owners[rows])  # ascending: by image, then by score
-        starts = np.searchsorted(detections.image_ids[leaders], detections.image_ids[leaders])
-        late = leaders[np.arange(len(leaders)) - starts >= budget]
-        is_late = np.zeros(len(detections), dtype=bool)
-        is_late[late] = True
-        owners[rows[is_late[owners[rows]]]] = -1
-        num_encoded -= len(late)
-    dropped = int((owners[rows] < 0).sum())
-    counts = {
-        "boxes": len(rows),
-        "equal": len(rows) - num_different,
-        "shared": num_different - num_kept,
-        "dropped": dropped,
-        "encoded": num_encoded,
-    }
+        within = _within_budget(detections, np.unique(sharing), budget)
+        sharing = within[np.searchsorted(np.unique(sharing), sharing)]
+    owners = np.full(len(detections), -1, dtype=np.int64)
+    owners[rows] = sharing[np.searchsorted(different, equal)]
+    counts = {"boxes": len(rows), "dropped": int((owners[rows] < 0).sum())}
+    counts["equal"] = len(rows) - len(different) - counts["dropped"] + int((sharing < 0).sum())
+    counts["encoded"] = len(np.unique(sharing[sharing >= 0]))
+    counts["shared"] = int((sharing >= 0).sum()) - counts["encoded"]
     return CropChoice(owners, counts)
+
+
+def _leaders(detections: Detections, rows: np.ndarray, share: Share) -> np.ndarray:
+    """For each row the one whose crop serves it: int64 [len(rows)]."""
+    if share == "none":
+        return rows
+    if share == "proposal":
+        return rows[_first_of(detections.image_ids[rows], detections.proposals[rows])]
+    thresh = {"iou": ALIKE, "object": SAME_OBJECT}[share]
+    leaders = rows.copy()
+    for start, stop in _images(detections, rows):
+        leaders[start:stop] = rows[
+            start + _greedy_groups(pair_ious(detections.boxes[rows[start:stop]]), thresh)
+        ]
+    return leaders
+
+
+def _within_budget(detections: Detections, rows: np.ndarray, budget: int) -> np.ndarray:
+    """For each row the one whose crop serves it where an image may have `budget` crops; -1: none does."""
+    owners = rows.copy()
+    for start, stop in _images(detections, rows):
+        if stop - start > budget:
+            ious = pair_ious(detections.boxes[rows[start:stop]])
+            is_follower = _greedy_groups(ious, SAME_OBJECT) != np.arange(stop - start)
+            chosen = np.sort(np.argsort(is_follower, kind="stable")[:budget])
+            nearest = ious[:, chosen].argmax(axis=1)
+            found = np.where(ious[:, chosen].max(axis=1) > SAME_OBJECT, rows[start + chosen[nearest]], -1)
+            found[chosen] = rows[start + chosen]
+            owners[start:stop] = found
+    return owners
+
+
+def _greedy_groups(ious: np.ndarray, thresh: float) -> np.ndarray:
+    """The first of each box's group, [N]: the first box takes all that overlap it more, then the first of the rest."""
+    leaders = np.arange(len(ious))
+    free = np.ones(len(ious), dtype=bool)
+    for first in range(len(ious)):
+        if free[first]:
+            free[first] = False
+            members = (ious[first] > thresh) & free
+            leaders[members] = first
+            free[members] = False
+    return leaders
+
+
+def _images(detections: Detections, rows: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where the rows of each image start and stop."""
+    starts = np.flatnonzero(np.diff(detections.image_ids[rows], prepend=np.nan)).tolist()
+    return zip(starts, [*starts[1:], len(rows)])
 
 
 def _first_of(*keys: np.ndarray) -> np.ndarray:
@@ -81,35 +123,12 @@ def _first_of(*keys: np.ndarray) -> np.ndarray:
     return first[inverse.reshape(-1)]
 
 
-def _leaders_by_proposal(detections: Detections, rows: np.ndarray) -> np.ndarray:
-    return rows[_first_of(detections.image_ids[rows], detections.proposals[rows])]
-
-
-def _leaders_by_iou(detections: Detections, rows: np.ndarray) -> np.ndarray:
-    """Greedy clusters within each image, the best-scored box first."""
-    leaders = rows.copy()
-    starts = np.flatnonzero(np.diff(detections.image_ids[rows], prepend=np.nan))
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(rows)]):
-        close = _pair_ious(detections.boxes[rows[start:stop]]) > SHARED_IOU
-        free = np.ones(stop - start, dtype=bool)
-        for first in range(stop - start):
-            if free[first]:
-                members = np.flatnonzero(close[first] & free)
-                leaders[start + members] = rows[start + first]
-                free[members] = free[first] = False
-    return leaders
-
-
-def _pair_ious(boxes: np.ndarray) -> np.ndarray:
-    """IoU of all pairs, [N, 4] -> [N, N]; 0 where both are empty."""
+def pair_ious(boxes: np.ndarray) -> np.ndarray:
+    """IoU of all pairs of corner boxes, [N, 4] -> float64 [N, N]; 0 where both are empty."""
     boxes = boxes.astype(np.float64)
-    corners = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(
-        boxes[:, None, :2], boxes[None, :, :2]
-    )
-    shared = corners.clip(min=0).prod(axis=2)  # [N, N, 2] -> [N, N]
+    upper, lower = boxes[:, None, :2], boxes[:, None, 2:]
+    sides = np.minimum(lower, boxes[None, :, 2:]) - np.maximum(upper, boxes[None, :, :2])
+    common = sides.clip(min=0).prod(axis=2)  # [N, N, 2] -> [N, N]
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    union = areas[:, None] + areas[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-_LEADERS = {"iou": _leaders_by_iou, "proposal": _leaders_by_proposal}
+    union = areas[:, None] + areas[None, :] - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)

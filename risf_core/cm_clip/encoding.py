@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from risf_core.cm_clip.clip import CMCLIP
-from risf_core.cm_clip.crop_choice import choose_crops
+from risf_core.cm_clip.crop_choice import Share, choose_crops
 from risf_core.cm_clip.journal import Journal, weights_hash
 from risf_core.cm_clip.scores import rescored_rows
 from risf_core.data.dataset import DetectionData, ImageRecord
@@ -87,7 +87,7 @@ def embed_detections(
     *,
     score_thresh: float = 0.05,
     rescored_classes: Sequence[str] | None = None,
-    share: str = "none",
+    share: Share = "none",
     budget: int | None = None,
     cache: ImageCache | None = None,
     desc: str | None = None,
@@ -103,7 +103,7 @@ def embed_detections(
         clip: The CLIP.
         score_thresh: Detections at or below it are not encoded.
         rescored_classes: Names of the classes that are encoded; None for all.
-        share: Whether boxes share a crop: "none", "iou" or "proposal", see `choose_crops`.
+        share: Whether boxes share a crop: see `choose_crops`.
         budget: The most crops of an image; None encodes all. See `choose_crops`.
         cache: Decoded images, for several calls on the same images.
         desc: What a progress bar is called; None shows none.
@@ -134,7 +134,7 @@ def encode_detections(
     *,
     score_thresh: float = 0.05,
     rescored_classes: Sequence[str] | None = None,
-    share: str = "none",
+    share: Share = "none",
     budget: int | None = None,
     cache: ImageCache | None = None,
     desc: str | None = None,
