@@ -125,10 +125,10 @@ def _first_of(*keys: np.ndarray) -> np.ndarray:
 
 def pair_ious(boxes: np.ndarray) -> np.ndarray:
     """IoU of all pairs of corner boxes, [N, 4] -> float64 [N, N]; 0 where both are empty."""
-    boxes = boxes.astype(np.float64)
-    upper, lower = boxes[:, None, :2], boxes[:, None, 2:]
-    sides = np.minimum(lower, boxes[None, :, 2:]) - np.maximum(upper, boxes[None, :, :2])
-    common = sides.clip(min=0).prod(axis=2)  # [N, N, 2] -> [N, N]
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    union = areas[:, None] + areas[None, :] - common
+    x1, y1, x2, y2 = boxes.astype(np.float64).T
+    widths = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)
+    heights = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
+    common = widths.clip(min=0) * heights.clip(min=0)
+    areas = (x2 - x1) * (y2 - y1)
+    union = areas[:, None] + areas - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
