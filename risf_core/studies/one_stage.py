@@ -9,11 +9,9 @@ knows no classes, goes on from the base classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -95,8 +93,18 @@ def build_one_stage(
         head = FCOSHead(one_stage.width, 1, num_classes)
         model = FCOS(backbone, num_classes, anchor_generator=anchors, head=head, **options)
     # under autocast the losses are computed in single precision
-    model.head.register_forward_hook(lambda module, inputs, outputs: {k: v.float() for k, v in outputs.items()})
+    model.head.register_forward_hook(
+        lambda module, inputs, outputs: {k: v.float() for k, v in outputs.items()}
+    )
     return model
+
+
+def load_backbone(model: OneStage, base: dict[str, Tensor]) -> None:
+    """Start the ResNet from the backbone of a two-stage base model, whose state dict is given."""
+    state = {
+        key.removeprefix("backbone."): value for key, value in base.items() if key.startswith("backbone.")
+    }
+    load_weights(model.backbone.body, state, source="two-stage base model", allow_missing=())
 
 
 def train_base(
@@ -189,7 +197,9 @@ def _target(data: DetectionData, index: int, flip: bool) -> dict[str, Tensor]:
     image = data.images[index]
     boxes = torch.from_numpy(image.boxes[~image.is_crowd])
     if flip:
-        boxes = torch.stack([image.width - boxes[:, 2], boxes[:, 1], image.width - boxes[:, 0], boxes[:, 3]], 1)
+        boxes = torch.stack(
+            [image.width - boxes[:, 2], boxes[:, 1], image.width - boxes[:, 0], boxes[:, 3]], 1
+        )
     return {"boxes": boxes, "labels": torch.from_numpy(image.labels[~image.is_crowd])}
 
 
