@@ -8,7 +8,7 @@ from typing import NamedTuple
 from risf_core.bnrl import get_loss
 from risf_core.clip_accuracy import crop_accuracy
 from risf_core.clip_models import LoadedClip, load_clip
-from risf_core.cm_clip import CMCLIP
+from risf_core.cm_clip import CMCLIP, label_space_names
 from risf_core.cm_clip.encoding import embed_detections
 from risf_core.data.benchmark import Benchmark, open_benchmark
 from risf_core.data.dataset import DetectionData
@@ -23,6 +23,7 @@ from risf_core.fine_tuning import (
     open_clip_source,
     open_context,
     rescored,
+    settled,
 )
 from risf_core.measuring import Cost, measured
 from risf_core.params import (
@@ -33,6 +34,7 @@ from risf_core.params import (
     FineTuningParams,
 )
 from risf_core.progress import progress
+from risf_core.score_sweeps import ScoreSweep, sweep_c
 from risf_core.voc_evaluation import evaluator_for
 
 PAPER_SPACE = "novel+background"
@@ -86,30 +88,66 @@ def _novel(metrics: dict) -> dict[str, float | None]:
 
 
 def ablate_c(params: AblationCParams, run) -> list[dict]:
-    """nAP over c and the label space, from stored detections and cosines: no forward pass.
+    """nAP over c and what else re-scoring has, from stored detections and cosines: no forward pass.
 
-    At c = 1 CM-CLIP changes nothing, which the label spaces share.
+    At c = 1 CM-CLIP changes nothing, which all points share.
     """
     benchmarks = _Benchmarks()
     cells = list(_stored_cells(params, run))
     for tuned, folder, key in progress(cells, desc="stored cells", total=len(cells)):
+        points = [key | point for point in rescoring_points(params, tuned, folder)]
+        rows = [[point | {"c": c} for c in params.c] for point in points]
+        if all(run.rows.done(**row) for own in rows for row in own):
+            continue
         benchmark, evaluator = benchmarks.get(tuned)
         name = cell_name(key["seed"], key["arm"], key["loss"], key["repeat"])
         found = Detections.load(folder / "detections" / f"{name}.npz")
         similarities = Similarities.load(folder / "similarities" / f"{name}.npz")
         found, similarities = cut(found, similarities, score_thresh=tuned.score_thresh)
-        without = _novel(evaluator.evaluate(found))
-        for space, c in itertools.product(params.label_spaces, params.c):
-            row = key | {"label_space": space, "c": c}
-            if run.rows.done(**row):
-                continue
-            metrics = without
-            if c < 1:
-                options = tuned.cm_clip.model_copy(update={"c": c, "label_spaces": (space,)})
-                ((_, changed),) = rescored(found, similarities, benchmark, options)
-                metrics = _novel(evaluator.evaluate(changed))
-            run.rows.add(row, metrics)
+        sweep = ScoreSweep(evaluator, found)
+        for point, own in zip(points, rows, strict=True):
+            swept = sweep_c(sweep, similarities, c=params.c, **_options(point, tuned, folder, benchmark))
+            for row, metrics in zip(own, swept, strict=True):
+                if not run.rows.done(**row):
+                    run.rows.add(row, _novel(metrics))
     return run.rows.as_list()
+
+
+def rescoring_points(params: AblationCParams, tuned: FineTuningParams, folder: Path) -> list[dict]:
+    """What varies beside c, as row keys: label space, temperature, threshold and fusion; a run's own where not given.
+
+    Raises:
+        ParamsError: If a threshold lies below the one above which the run in ``folder`` encoded.
+    """
+    own = tuned.cm_clip
+    thresholds = params.score_threshs or (own.score_thresh,)
+    if min(thresholds) < own.score_thresh:
+        raise ParamsError(
+            f"score_threshs holds {min(thresholds):g}, but {folder.name} encoded what scores above "
+            f"{own.score_thresh:g} alone. Give {own.score_thresh:g} or more, or fine-tune again with "
+            f"cm_clip.score_thresh: {min(thresholds):g}."
+        )
+    axes = {
+        "label_space": params.label_spaces,
+        "temperature": params.temperatures or (own.temperature,),
+        "score_thresh": thresholds,
+        "fusion": params.fusions or (own.fusion,),
+    }
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _options(point: dict, tuned: FineTuningParams, folder: Path, benchmark: Benchmark) -> dict:
+    """A point's options of `sweep_c`, with a learned temperature as the number that the run's CLIP has."""
+    names = {"novel_names": benchmark.novel_names, "base_names": benchmark.base_names}
+    same = tuned.cm_clip.model_copy(update={"temperature": point["temperature"]})
+    return {
+        "fusion": point["fusion"],
+        "temperature": settled(same, folder).temperature,
+        "label_space": label_space_names(point["label_space"], **names),
+        "rescored_classes": benchmark.novel_names,
+        "score_thresh": point["score_thresh"],
+        "not_encoded": "refuse" if tuned.cm_clip.budget is None else "zero",
+    }
 
 
 def bnrl_sweeps(params: AblationBnrlParams) -> list[dict[str, float | str]]:
@@ -210,7 +248,8 @@ def compare_clips(params: ClipBackbonesParams, run) -> list[dict]:
                 embeddings = embed_detections(found, evaluator.data, cm_clip, **options)
             _note_cost(run, named.name, cm_clip, cost, embeddings.counts["encoded"])
             similarities = embeddings.similarities(cm_clip.text_embeds_norm, cm_clip.label_space)
-            ((_, changed),) = rescored(found, similarities, benchmark, settings)
+            own = settings.model_copy(update={"temperature": cm_clip.temperature})
+            ((_, changed),) = rescored(found, similarities, benchmark, own)
             without, metrics = _novel(evaluator.evaluate(found)), _novel(evaluator.evaluate(changed))
             gains = {"gain": metrics["nAP50"] - without["nAP50"], "gain_nAP": metrics["nAP"] - without["nAP"]}
             run.rows.add(row, facts | metrics | gains | {"path_only": named.path_only})

@@ -17,7 +17,7 @@ from risf_core.detections import Detections, Similarities
 from risf_core.detector.weight_files import read_weight_file
 from risf_core.detector_files import LoadedDetector, load_detector
 from risf_core.errors import CheckpointError, ParamsError
-from risf_core.fine_tuning import build_cm_clip, open_clip_source, results_by_rescoring
+from risf_core.fine_tuning import build_cm_clip, note_clip, open_clip_source, results_by_rescoring, settled
 from risf_core.params import CheckpointSource, Data, DetectorParams, EvaluateParams
 from risf_core.runs.yaml_files import project_path
 from risf_core.voc_evaluation import evaluator_for
@@ -132,7 +132,8 @@ def evaluate_checkpoint(params: EvaluateParams, run) -> list[dict]:
     found = stored_detections(params, run, test)
     similarities = stored_similarities(params, run, test, found, clip)
     cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
-    results = results_by_rescoring(found, similarities, test, params.cm_clip, **cuts)
+    cm_clip = settled(params.cm_clip, run.dir)
+    results = results_by_rescoring(found, similarities, test, cm_clip, **cuts)
     evaluator = evaluator_for(
         test.data,
         groups={"base": test.base_names, "novel": test.novel_names},
@@ -162,7 +163,9 @@ def _open_clip(params: EvaluateParams, run, test: TestSet) -> CMCLIP | None:
     if params.clip is None or (run.dir / "similarities.npz").exists():
         return None
     _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
-    return build_cm_clip(clip, test, params.cm_clip)
+    cm_clip = build_cm_clip(clip, test, params.cm_clip)
+    note_clip(cm_clip, run)
+    return cm_clip
 
 
 def stored_similarities(

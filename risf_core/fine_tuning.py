@@ -1,6 +1,7 @@
 """A grid of few-shot fine-tunings of one base model: train, detect, re-score, evaluate; a row per re-scoring."""
 
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
 from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import load_weights, read_checkpoint, save_detector, surgery
 from risf_core.detector.faster_rcnn import FasterRCNN
-from risf_core.errors import ParamsError
+from risf_core.errors import DataError, ParamsError
 from risf_core.head_training import (
     RegionFeatures,
     cached_region_features,
@@ -34,6 +35,7 @@ from risf_core.head_training import (
 from risf_core.params import BaseTrainingParams, ClipSource, CmClipParams, FewShotParams, FineTuningParams
 from risf_core.progress import progress
 from risf_core.runs.state import data_hash
+from risf_core.runs.yaml_files import project_path
 from risf_core.training import seed_everything, step_seed, train_detector
 from risf_core.voc_evaluation import evaluator_for
 
@@ -206,11 +208,30 @@ def build_cm_clip(clip: LoadedClip, benchmark: Benchmark, cm_clip: CmClipParams)
         label_space=label_space_names("novel+base+background", **names),
         templates=cm_clip.templates,
         temperature=cm_clip.temperature,
-        path=cm_clip.path,
-        precision=cm_clip.precision,
-        memory_budget_mb=cm_clip.memory_budget_mb,
+        text_store=project_path("results/text_features"),
+        **cm_clip.engine_options(),
         **cm_clip.crop_options(),
     )
+
+
+def note_clip(clip: CMCLIP, run) -> None:
+    """Write what a run's CLIP says of itself to ``run.dir/clip.json`` and the record's environment."""
+    facts = clip.facts()
+    (run.dir / "clip.json").write_text(json.dumps(facts, indent=1))
+    run.environment["cm_clip"] = facts
+
+
+def settled(cm_clip: CmClipParams, folder: Path) -> CmClipParams:
+    """The parameters with a learned temperature as the number that the CLIP of the run in ``folder`` has."""
+    if cm_clip.temperature != "learned":
+        return cm_clip
+    try:
+        value = json.loads((folder / "clip.json").read_text())["learned_temperature"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{folder / 'clip.json'}: expected the learned temperature of the run's CLIP; run it again."
+        ) from error
+    return cm_clip.model_copy(update={"temperature": value})
 
 
 def rescored(
@@ -230,6 +251,7 @@ def rescored(
                 ),
                 rescored_classes=benchmark.novel_names,
                 score_thresh=cm_clip.score_thresh,
+                fusion=cm_clip.fusion,
                 not_encoded="refuse" if cm_clip.budget is None else "zero",
             ),
         )
@@ -273,8 +295,10 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
     if params.clip is not None:
         _, loaded = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
         clip = build_cm_clip(loaded, context.benchmark, params.cm_clip)
+        note_clip(clip, run)
         last = RESCORING_NAMES[params.cm_clip.label_spaces[-1]]
-    novel, rescored_above = context.benchmark.novel_names, params.cm_clip.score_thresh
+    cm_clip = settled(params.cm_clip, run.dir) if clip is not None else params.cm_clip
+    novel, rescored_above = context.benchmark.novel_names, cm_clip.score_thresh
     cells = list(itertools.product(params.seeds, params.arms, losses, range(params.repeats)))
     for seed, arm, loss, repeat in progress(cells, desc="cells", total=len(cells)):
         key = {"split": params.split, "shots": params.shots, "setting": params.setting}
@@ -287,12 +311,12 @@ def fine_tuning_grid(params: FineTuningParams, run) -> list[dict]:
         similarities = None
         if clip is not None:
             options = {"score_thresh": rescored_above, "rescored_classes": novel, "cache": images}
-            chosen = params.cm_clip.crop_choice()
+            chosen = cm_clip.crop_choice()
             similarities = encode_detections(found, context.test, clip, **options, **chosen)
             facts["crops"] = choose_crops(found, rescored_rows(found, novel, rescored_above), **chosen).counts
             similarities.save(run.dir / "similarities" / f"{name}.npz")
         cuts = {"score_thresh": params.score_thresh}
-        results = results_by_rescoring(found, similarities, context.benchmark, params.cm_clip, **cuts)
+        results = results_by_rescoring(found, similarities, context.benchmark, cm_clip, **cuts)
         above = int(rescored_rows(results["none"], novel, rescored_above).sum())
         facts["above_thresh"] = above / len(context.test)
         for rescoring, detections in results.items():
@@ -339,6 +363,6 @@ def stored_before_after(params: FineTuningParams, run) -> tuple[Detections, Dete
     benchmark = open_benchmark(params.data, split=params.split)
     found = Detections.load(run.dir / "detections" / f"{name}.npz")
     similarities = Similarities.load(run.dir / "similarities" / f"{name}.npz")
-    cuts = {"score_thresh": params.score_thresh}
-    before, after, *_ = results_by_rescoring(found, similarities, benchmark, params.cm_clip, **cuts).values()
+    cm_clip, cuts = settled(params.cm_clip, run.dir), {"score_thresh": params.score_thresh}
+    before, after, *_ = results_by_rescoring(found, similarities, benchmark, cm_clip, **cuts).values()
     return before, after, benchmark.test.select_classes(found.class_names)

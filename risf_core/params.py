@@ -373,11 +373,15 @@ class BnrlParams(Strictly):
 Templates = Annotated[Many[str], Field(min_length=1)]
 
 
+FusionName = Literal["arithmetic", "geometric"]
+Temperature = Annotated[float, Field(gt=0, le=1000)] | Literal["learned"]
+
+
 class CmClipParams(Strictly):
     """Re-scoring by image-text similarity."""
 
     c: Share = Field(0.7, description="weight of the detector's score")
-    temperature: Annotated[float, Field(gt=0, le=1000)] | Literal["learned"] = Field(
+    temperature: Temperature = Field(
         100.0, description="factor of the cosines in the softmax; learned: the CLIP's own"
     )
     templates: Templates | Literal["published", "simple", "openai"] = Field(
@@ -393,16 +397,24 @@ class CmClipParams(Strictly):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32", description="of CLIP's image tower; auto: the fastest here, which the record names"
     )
+    dense_scale: float = Field(1.5, gt=0, le=8, description="dense: sides of the image in CLIP over its own")
+    dense_stages: int = Field(2, ge=0, le=4, description="dense: stages of the tower that all boxes share")
     memory_budget_mb: float = Field(1024, gt=0, description="peak of the re-scoring above the loaded CLIP")
     share: Literal["none", "iou", "proposal", "object"] = Field(
         "none", description="whose crop serves other boxes; all but none are approximations"
     )
     budget: Count | None = Field(None, description="most crops of an image; others have p = 0; null: all")
     label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
+    fusion: FusionName = Field("arithmetic", description="of the two scores; geometric: an extension")
 
     def crop_options(self) -> dict[str, str]:
         """How a crop becomes CLIP's input."""
         return {"preprocess": self.preprocess, "resize": self.resize, "crop": self.crop}
+
+    def engine_options(self) -> dict[str, Any]:
+        """How CLIP computes."""
+        names = ("path", "dense_scale", "dense_stages", "precision", "memory_budget_mb")
+        return {name: getattr(self, name) for name in names}
 
     def crop_choice(self) -> dict[str, Any]:
         """Which boxes get a crop."""
@@ -575,7 +587,7 @@ class PredictParams(NotebookParams):
 
 
 class AblationCParams(NotebookParams):
-    """30_ablation_c: nAP over c and the label space, from stored files."""
+    """30_ablation_c: nAP over c, label space, temperature, threshold and fusion, from stored files."""
 
     notebook: ClassVar[str] = "30_ablation_c"
     fine_tuning: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning")
@@ -583,8 +595,22 @@ class AblationCParams(NotebookParams):
         tuple(i / 10 for i in range(11)), min_length=1, description="weights of the detector"
     )
     label_spaces: Many[LabelSpace] = ("novel+background", "novel+base+background")
+    temperatures: Many[Temperature] | None = Field(None, description="null: that of the runs")
+    score_threshs: Many[Share] | None = Field(
+        None, description="re-scored above these; at least what the runs encoded above; null: theirs"
+    )
+    fusions: Many[FusionName] | None = Field(None, description="null: that of the runs")
     seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
     losses: Many[str] | None = Field(None, description="names of the losses to take; null: all of the runs")
+
+    @model_validator(mode="after")
+    def _each_point_once(self) -> Self:
+        for name in ("c", "label_spaces", "temperatures", "score_threshs", "fusions"):
+            if getattr(self, name) is not None:
+                _check_repeats(self, name)
+                if not getattr(self, name):
+                    raise ValueError(f"{name} is empty; give a value, or null for that of the runs")
+        return self
 
 
 class AblationBnrlParams(FewShotParams):

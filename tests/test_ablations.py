@@ -137,7 +137,7 @@ def test_sweeps_refuse_runs_whose_rows_would_pass_for_each_other(stored_run, swe
 
 def _give_clip(monkeypatch, embed):
     """Let the sweep over CLIPs compare what `embed` says with queen, king and background, one axis each."""
-    clip = SimpleNamespace(precision="fp32", text_embeds_norm=torch.eye(3))
+    clip = SimpleNamespace(precision="fp32", temperature=100.0, text_embeds_norm=torch.eye(3))
     clip.label_space = ("queen", "king", "background")
     monkeypatch.setattr(ablations, "embed_detections", embed)
     monkeypatch.setattr(ablations, "open_clip_source", lambda *a, **k: ("tiny", None))

@@ -44,7 +44,7 @@ def params(tmp_path, square_data):  # noqa: F811
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "run").mkdir()
-    return SimpleNamespace(dir=tmp_path / "run", device="cpu", rows=_Rows())
+    return SimpleNamespace(dir=tmp_path / "run", device="cpu", rows=_Rows(), environment={})
 
 
 def test_published_file_is_read_in_the_order_of_category_ids(params, run, tiny_detector, square_data):  # noqa: F811

@@ -58,7 +58,7 @@ def base(tmp_path_factory):
 
 
 def _run(base, folder):
-    return SimpleNamespace(upstream=lambda name: base, dir=folder, device="cpu", rows=_Rows())
+    return SimpleNamespace(upstream=lambda name: base, dir=folder, device="cpu", rows=_Rows(), environment={})
 
 
 def _params(base, **changes):
@@ -284,7 +284,7 @@ def test_tables_and_figure_see_the_same_cut(base, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fine_tuning, "encode_detections", encode)
     monkeypatch.setattr(fine_tuning, "open_clip_source", lambda *a, **k: ("none", None))
-    monkeypatch.setattr(fine_tuning, "build_cm_clip", lambda *a: object())
+    monkeypatch.setattr(fine_tuning, "build_cm_clip", lambda *a: SimpleNamespace(facts=dict))
     run, rescoring = _run(base, tmp_path), {"label_spaces": ["novel+background"]}
     options = {"clip": {"model": "none", "path_only": True}, "cm_clip": rescoring, "losses": ("ce",)}
     params = _params(base, **options, score_thresh=0.16)  # about the middle of what this detector says
@@ -305,7 +305,7 @@ def test_kept_weights_detect_what_was_stored(base, tmp_path):
     rows = fine_tuning.fine_tuning_grid(params, _run(base, tmp_path))
     source = CheckpointSource(path=str(tmp_path / "weights" / "seed0-kshot-ce.pth"))
     evaluation = EvaluateParams(profile="t", data=base.data, checkpoint=source)
-    run = SimpleNamespace(dir=tmp_path / "evaluation", device="cpu", rows=_Rows())
+    run = SimpleNamespace(dir=tmp_path / "evaluation", device="cpu", rows=_Rows(), environment={})
     (row,) = evaluate_checkpoint(evaluation, run)
     stored = Detections.load(tmp_path / "detections" / "seed0-kshot-ce.npz")
     again = Detections.load(run.dir / "detections.npz")

@@ -40,7 +40,7 @@ def no_clip(monkeypatch):
     for module in (fine_tuning, checkpoint_evaluation):
         monkeypatch.setattr(module, "encode_detections", encode_without_clip)
         monkeypatch.setattr(module, "open_clip_source", lambda *a, **k: ("none", None))
-        monkeypatch.setattr(module, "build_cm_clip", lambda *a: object())
+        monkeypatch.setattr(module, "build_cm_clip", lambda *a: SimpleNamespace(facts=dict))
 
 
 class Project:

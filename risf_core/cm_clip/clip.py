@@ -133,6 +133,11 @@ class CMCLIP:
         """Crops in one forward pass: as many as the memory budget allows, at most 64."""
         return crops_within(self.model, self.memory_budget_mb, image_size=self.image_size, dtype=self._dtype)
 
+    def facts(self) -> dict:
+        """What a record says of it: the temperatures, and what it computes in, with what "auto" measured."""
+        names = ("temperature", "learned_temperature", "precision", "probe")
+        return {name: getattr(self, name) for name in names}
+
     def encode_names(self, names: Sequence[str]) -> Tensor:
         """Normalised text embeddings of any names, by the templates: float32 [L', D]."""
         return encode_texts(self.model, self.tokenizer, names, self.templates, store=self.text_store)
