@@ -11,7 +11,7 @@ from risf_core import ablations
 from risf_core.cm_clip.encoding import CropEmbeddings
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections, Similarities
-from risf_core.errors import ParamsError
+from risf_core.errors import DataError, ParamsError
 from risf_core.params import (
     AblationBnrlParams,
     AblationCParams,
@@ -111,6 +111,51 @@ def test_c_sweep_runs_from_stored_files_alone(stored_run):
         assert rows[space, 1.0] == pytest.approx(100 * 51 / 101 / 2)
         assert rows[space, 0.0] == pytest.approx(100 * 51 / 101)
     assert len(ablations.ablate_c(params, run)) == 4  # a second call finds all rows there
+
+
+def test_other_axes_have_rows_of_their_own(stored_run):
+    """A learned temperature is the number beside the stored cosines; above a threshold of 0.6 the wrong box alone."""
+    run, upstream = stored_run
+    (upstream.dir / "clip.json").write_text('{"learned_temperature": 1.0}')
+    axes = {"temperatures": (100.0, "learned"), "score_threshs": (0.05, 0.6)}
+    axes |= {"fusions": ("arithmetic", "geometric"), "label_spaces": ("novel+background",)}
+    params = AblationCParams(profile="t", fine_tuning=["x.yaml"], c=(0.5,), seeds=(0,), **axes)
+    rows = ablations.ablate_c(params, run)
+    names = ("temperature", "score_thresh", "fusion")
+    values = {tuple(row[name] for name in names): row["nAP50"] for row in rows}
+    behind, before = pytest.approx(100 * 51 / 101 / 2), pytest.approx(100 * 51 / 101)
+    # scores 0.9 and 0.5; probabilities 0 and 1, or with a temperature of 1 those of cosines that differ by 0.3
+    assert values == {
+        (100.0, 0.05, "arithmetic"): before,
+        (100.0, 0.05, "geometric"): before,
+        (100.0, 0.6, "arithmetic"): before,  # 0.45 against the detector's 0.5
+        (100.0, 0.6, "geometric"): before,
+        ("learned", 0.05, "arithmetic"): behind,  # 0.66 against 0.54
+        ("learned", 0.05, "geometric"): behind,
+        ("learned", 0.6, "arithmetic"): behind,
+        ("learned", 0.6, "geometric"): behind,
+    }
+
+
+def test_a_threshold_below_the_encoded_one_is_refused(stored_run):
+    run, _ = stored_run
+    params = AblationCParams(profile="t", fine_tuning=["x.yaml"], score_threshs=(0.01,), seeds=(0,))
+    with pytest.raises(ParamsError, match="0.01, but .* encoded what scores above 0.05 alone"):
+        ablations.ablate_c(params, run)
+
+
+def test_a_run_that_does_not_tell_its_learned_temperature_is_refused(stored_run):
+    run, _ = stored_run
+    params = AblationCParams(profile="t", fine_tuning=["x.yaml"], temperatures=("learned",), seeds=(0,))
+    with pytest.raises(DataError, match="clip.json: expected the learned temperature"):
+        ablations.ablate_c(params, run)
+
+
+@pytest.mark.parametrize("axis", ["c", "fusions", "temperatures"])
+def test_a_point_cannot_be_asked_for_twice(axis):
+    value = {"c": 0.5, "fusions": "geometric", "temperatures": 10.0}[axis]
+    with pytest.raises(ValueError, match=f"{axis} holds a value twice"):
+        AblationCParams(profile="t", fine_tuning=["x.yaml"], **{axis: (value, value)})
 
 
 def test_sweeps_refuse_gfsod_runs(stored_run):
