@@ -231,7 +231,8 @@ def _embed(
 
 def _key(spans: list[_Span], clip: CMCLIP) -> str:
     """Hash of all that the embeddings depend on: weights, options, boxes, and images by name and size."""
-    options = (clip.path, clip.crop, clip.resize, clip.preprocess, clip.precision, clip.batch_size)
+    options = (clip.path, clip.dense_scale, clip.dense_stages, clip.crop, clip.resize, clip.preprocess)
+    options += (clip.precision, clip.batch_size)
     digest = hashlib.sha256(f"{weights_hash(clip.model.visual)} {options}".encode())
     for record, boxes in spans:
         num_bytes = record.path.stat().st_size if record.path.is_file() else None
