@@ -1,8 +1,8 @@
 """The small weights of the demo: a detector and a tiny CLIP at half precision, with hashes, in a folder to commit.
 
 Matrices and kernels are float16. Biases and normalisation statistics stay float32: they cost little, and a variance
-may leave float16's range. Of the CLIP's token embedding only the rows of tokens that its training saw are kept; the
-others hold what they were initialised with, which says nothing.
+may leave float16's range. Of the CLIP's token embedding only the rows of the corpus' tokens are kept; the others were
+never trained and hold what they were initialised with.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def save_half_clip(source: Path, target: Path, *, tower: str, captions: Iterable
         source: Its state dict (``clip.pt``).
         target: The file to write.
         tower: Its config.
-        captions: The texts it was trained on.
+        captions: Texts with all the tokens that are to be kept.
 
     Returns:
         The number of tokens kept.
@@ -118,9 +118,10 @@ class KnownTokens:
         tokens = self.tokenizer(texts, *args, **options)
         for text, row in zip([texts] if isinstance(texts, str) else texts, tokens.tolist(), strict=True):
             if unknown := [token for token in row if token not in self.known]:
+                words = self.tokenizer.decode(unknown).strip()
                 raise ParamsError(
-                    f"{self.path}: {text!r} has {self.tokenizer.decode(unknown)!r}, which the training of this small "
-                    f"CLIP never saw; it keeps {len(self.known)} tokens. Take another name or prompt, or another CLIP."
+                    f"{self.path}: {text!r} has {words!r}, which the training of this small CLIP never saw; it keeps "
+                    f"{len(self.known)} tokens. Take another name or prompt, or another CLIP."
                 )
         return tokens
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from risf_core.bnrl import get_loss
 from risf_core.checkpoint_evaluation import open_test_set
+from risf_core.cm_clip import BACKGROUND
 from risf_core.custom_loss import loss_name
 from risf_core.data.dataset import check_class_list
-from risf_core.data.world import build_world
+from risf_core.data.glyphs import CONCEPTS
+from risf_core.data.world import CAPTIONS, build_world
 from risf_core.demo import measure
 from risf_core.demo_weights import CLIP, DETECTOR, save_half_clip, save_half_detector, write_facts
 from risf_core.detections import ARRAY_TYPES, Detections
@@ -29,7 +31,7 @@ from risf_core.prediction import (
 )
 from risf_core.records import Run
 from risf_core.runs.yaml_files import project_path
-from risf_core.tiny_clip import CHECKPOINT, held_out_photos
+from risf_core.tiny_clip import CHECKPOINT
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ def write_demo(params: PredictParams, run: Run) -> dict:
     cell = {"seed": source.seed, "arm": source.arm, "loss": source.loss}
     trained = TinyClipParams.model_validate(clip.record["params"])
     num_tokens = save_half_clip(
-        clip.dir / CHECKPOINT, folder / CLIP, tower=trained.tower, captions=seen_captions(trained)
+        clip.dir / CHECKPOINT, folder / CLIP, tower=trained.tower, captions=corpus_texts(trained)
     )
     # one label space, and the numbers as they are computed from these very files
     options = params.cm_clip.model_copy(update={"label_spaces": params.cm_clip.label_spaces[:1]})
@@ -150,7 +152,8 @@ def write_demo(params: PredictParams, run: Run) -> dict:
     return measured.numbers
 
 
-def seen_captions(params: TinyClipParams) -> list[str]:
-    """The captions that a tiny CLIP was trained on."""
+def corpus_texts(params: TinyClipParams) -> list[str]:
+    """The captions that a tiny CLIP was trained on, and each concept in each template: a small corpus may miss one."""
     _, captions, _ = build_world(params.data).corpus()
-    return captions[: len(captions) - held_out_photos(len(captions))]
+    concepts = (*CONCEPTS, BACKGROUND)
+    return captions + [template.format(concept) for template in CAPTIONS for concept in concepts]
