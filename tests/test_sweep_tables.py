@@ -1,5 +1,6 @@
 import pytest
 
+from risf_core.report.sweep_figures import sensitivity_c_figure
 from risf_core.report.sweep_tables import (
     backbones_table,
     base_training_table,
@@ -25,6 +26,50 @@ def test_sensitivity_over_c_says_that_it_is_no_selection():
     assert "SENSITIVITY, not selection" in table.caption
     assert "c=0.7 (paper)" in table.display and "c=0" in table.display
     assert table.display["n"].unique().tolist() == ["2"]
+
+
+def swept_record(points):
+    """A sweep over c at these (temperature, threshold, fusion), each one point lower than the one before."""
+    rows = ablation_c_record(seeds=2)["rows"]
+    names = ("temperature", "score_thresh", "fusion")
+    swept = [
+        row | dict(zip(names, point, strict=True)) | {"nAP50": row["nAP50"] - place}
+        for place, point in enumerate(points)
+        for row in rows
+    ]
+    return record("30_ablation_c", "swept", rows=swept)
+
+
+def test_other_axes_of_a_sweep_stand_apart_where_they_vary():
+    points = [(100.0, 0.05, "arithmetic"), (100.0, 0.05, "geometric"), ("learned", 0.05, "arithmetic")]
+    table = sensitivity_c_table([swept_record(points)])
+    assert list(table.display)[3:6] == ["label space", "temperature", "fusion"]
+    assert set(table.display["temperature"]) == {"100", "learned"}
+    assert "with temperature 100, with fusion arithmetic" in table.caption
+    own = table.data.set_index(["temperature", "fusion"])["mean"]
+    for place, (temperature, _, fusion) in enumerate(points):
+        shift = own.loc[[(100.0, "arithmetic")]].to_numpy() - own.loc[[(temperature, fusion)]].to_numpy()
+        assert shift == pytest.approx(place)
+
+
+def test_records_without_the_other_axes_have_the_papers():
+    old, new = ablation_c_record(seeds=2), swept_record([(100.0, 0.05, "arithmetic")])
+    assert sensitivity_c_table([new]).display.equals(sensitivity_c_table([old]).display)
+    assert sensitivity_c_table([old, new]).display.equals(sensitivity_c_table([old]).display)
+    other = sensitivity_c_table([swept_record([(50.0, 0.05, "arithmetic")])]).display
+    assert set(other["temperature"]) == {"50"}  # said, though it does not vary
+
+
+def test_panels_of_a_sweep_name_what_is_not_the_papers():
+    points = [(100.0, 0.05, "arithmetic"), (100.0, 0.05, "geometric")]
+    drawing = sensitivity_c_figure([swept_record(points)])
+    titles = [ax.get_title() for ax in drawing.figure.axes if ax.get_title()]
+    assert titles == [
+        "novel+background\narithmetic",
+        "novel+background (extension)\ngeometric",
+        "novel+base+background (extension)\narithmetic",
+        "novel+base+background (extension)\ngeometric",
+    ]
 
 
 def test_bnrl_sweep_marks_the_papers_cell_and_pairs_with_it():

@@ -23,9 +23,13 @@ from risf_core.report.statistics import ordered, sort_cells, summarize_cells
 from risf_core.report.sweep_tables import (
     NOT_SELECTION,
     PAPER_C,
+    PAPER_RESCORING,
     SENSITIVITY_NOTE,
     SWEEP_NAMES,
+    axis_text,
     backbone_cells,
+    paper_note,
+    rescoring_axes,
     sensitivity_bnrl_cells,
     sensitivity_c_rows,
 )
@@ -34,18 +38,23 @@ from risf_core.report.table_format import interval_text
 
 @styled
 def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawing:
-    """``metric`` over c, one line for each K, one panel for each label space (column) and arm and loss (row)."""
+    """``metric`` over c, one line for each K, one panel for each label space (column) and arm and loss (row).
+
+    Other temperatures, thresholds and fusions have columns of their own.
+    """
     frame = sensitivity_c_rows(records)
     if frame.empty:
         return nothing_yet("30_ablation_c")
-    keys = ["split", "arm", "loss"]
-    cells = summarize_cells(frame, [*keys, "label_space", "shots", "c"], metric)
+    keys, extra = ["split", "arm", "loss"], rescoring_axes(frame)
+    spaces = ["label_space", *extra]
+    cells = summarize_cells(frame, [*keys, *spaces, "shots", "c"], metric)
     rows = list(dict.fromkeys(cells[keys].itertuples(index=False, name=None)))
-    spaces, all_shots = ordered("label_space", cells["label_space"]), ordered("shots", cells["shots"])
-    figure, axes = panels(len(rows), len(spaces), width=3.3, height=2.3, sharex=True, sharey="row")
+    columns = list(dict.fromkeys(sort_cells(cells, spaces)[spaces].itertuples(index=False, name=None)))
+    all_shots = ordered("shots", cells["shots"])
+    figure, axes = panels(len(rows), len(columns), width=3.3, height=2.3, sharex=True, sharey="row")
     for row_axes, key in zip(axes, rows, strict=True):
-        for ax, space in zip(row_axes, spaces, strict=True):
-            own = cells[(cells[keys] == list(key)).all(axis=1) & (cells["label_space"] == space)]
+        for ax, column in zip(row_axes, columns, strict=True):
+            own = cells[(cells[[*keys, *spaces]] == [*key, *column]).all(axis=1)]
             for shots, line in groups(own, ["shots"]):
                 place = all_shots.index(shots[0])
                 look = look_of("shots", place, range(len(all_shots)))
@@ -68,17 +77,27 @@ def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -
                 ha="right",
             )
         row_axes[0].set_ylabel(f"{panel_title(cells, key[0], key[1])}, {key[2]}\n{metric} (%)")
-    for ax, space in zip(axes[0], spaces, strict=True):
-        ax.set_title(f"{space}{'' if space == 'novel+background' else ' (extension)'}")
+    for ax, column in zip(axes[0], columns, strict=True):
+        ax.set_title(_space_title(dict(zip(spaces, column, strict=True))))
     for ax in axes[-1]:
         ax.set_xlabel("c, weight of the detector's score")
     legend_below(figure, axes[0, 0], columns=6)
     caption = (
         f"{metric} over c for each K and label space of CM-CLIP's softmax; c = 1 is the detector alone, the dotted "
-        f"line the paper's c = {PAPER_C}.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} Points are moved "
-        f"sideways. {NOT_SELECTION}"
+        f"line the paper's c = {PAPER_C}{paper_note(extra)}.{arms_note(cells)} {SEEDS_NOTE} {seed_counts(cells)} "
+        f"Points are moved sideways. {NOT_SELECTION}"
     )
     return Drawing(figure, caption)
+
+
+def _space_title(column: Mapping[str, str | float]) -> str:
+    """Title of a panel of the sweep over c: the label space, then what else varies; what the paper lacks is marked."""
+    paper = {"label_space": "novel+background"} | PAPER_RESCORING
+    names = {"temperature": "T = ", "score_thresh": "above ", "fusion": "", "label_space": ""}
+    parts = [names[name] + axis_text(value) for name, value in column.items()]
+    is_paper = all(paper[name] == value for name, value in column.items())
+    title = parts[0] + ("" if is_paper else " (extension)")
+    return title if len(parts) == 1 else f"{title}\n{', '.join(parts[1:])}"
 
 
 @styled

@@ -25,6 +25,8 @@ PAPER_BNRL = {
     "epsilon": 1.0,
     "background_weight": 0.2,
 }  # the same, all four yamls
+# What a sweep over c may also vary; a row of an older record does not say, and has the paper's.
+PAPER_RESCORING = {"temperature": 100.0, "score_thresh": 0.05, "fusion": "arithmetic"}
 NOT_SELECTION = (
     "SENSITIVITY, not selection: made on the test images, so the best value is no result; the paper's value is "
     "reported whatever it gives."
@@ -37,28 +39,48 @@ SWEEP_NAMES = {"beta_tied": "β = 1 − α", "beta_fixed_alpha": "α fixed", "ga
 
 
 def sensitivity_c_rows(records: Sequence[Mapping]) -> pd.DataFrame:
-    """Rows of 30_ablation_c: one for each (split, arm, loss, label_space, shots, c, seed)."""
+    """Rows of 30_ablation_c: one for each (split, arm, loss, label_space, *PAPER_RESCORING, shots, c, seed)."""
     keys = ["split", "arm", "loss", "label_space", "shots", "c", "seed"]
     frame = rows_of(records, "30_ablation_c", required=keys)
+    keys[4:4] = PAPER_RESCORING
     if frame.empty:
         return pd.DataFrame(columns=[*keys, "nAP50", "nAP"])
+    frame = frame.reindex(columns=list(dict.fromkeys([*frame.columns, *PAPER_RESCORING])))
+    for name, value in PAPER_RESCORING.items():
+        frame[name] = [value if pd.isna(found) else found for found in frame[name]]
     return sort_cells(drop_repeats(frame, keys, ["nAP50"]), keys)
+
+
+def rescoring_axes(frame: pd.DataFrame) -> list[str]:
+    """Which of `PAPER_RESCORING` the rows vary or have other than the paper: what tables and figures keep apart."""
+    return [name for name, value in PAPER_RESCORING.items() if (frame[name] != value).any()]
+
+
+def axis_text(value: float | str) -> str:
+    """A temperature, threshold or fusion in a table or title."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def sensitivity_c_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
     """``metric`` over c, the weight of the detector's score, for each label space and K."""
     frame = sensitivity_c_rows(records)
-    keys = ["split", "arm", "loss", "label_space", "shots"]
+    axes = rescoring_axes(frame)
+    keys = ["split", "arm", "loss", "label_space", *axes, "shots"]
     data = summarize_cells(frame, [*keys, "c"], metric)
     texts = _interval_texts(data)
+    shown = data.assign(**{name: [axis_text(value) for value in data[name]] for name in axes})
     heads = {c: f"c={c:g}" + (" (paper)" if c == PAPER_C else "") for c in ordered("c", data["c"])}
     caption = (
         f"{metric} (%) over c, the weight of the detector's score (c = 1: no re-scoring), for each label space of "
-        f"CM-CLIP's softmax; only novel+background is the paper's. {SENSITIVITY_NOTE}"
+        f"CM-CLIP's softmax; only novel+background is the paper's{paper_note(axes)}. {SENSITIVITY_NOTE}"
     )
-    return Table(
-        f"sensitivity_c_{metric}", caption, data, spread(data, keys, "c", texts, heads=heads, with_n=True)
-    )
+    display = spread(shown, keys, "c", texts, heads=heads, with_n=True)
+    return Table(f"sensitivity_c_{metric}", caption, data, display)
+
+
+def paper_note(axes: Sequence[str]) -> str:
+    """Which values of the axes are the paper's, for a caption, with a comma before it; nothing without axes."""
+    return "".join(f", with {name} {axis_text(PAPER_RESCORING[name])}" for name in axes)
 
 
 def _interval_texts(data: pd.DataFrame) -> list[str]:
