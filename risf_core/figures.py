@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 from matplotlib.axes import Axes
 
+from risf_core.report.control_figures import class_gain_figure, controls_figure, size_figure
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
@@ -23,6 +24,7 @@ from risf_core.report.figure_style import (
     seeds_note,
     styled,
 )
+from risf_core.report.label_space_figures import selection_figure, single_changes_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
 from risf_core.report.sweep_figures import (
@@ -193,6 +195,11 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "sensitivity_beta_omega": beta_omega_figure(records),
         "sensitivity_gamma_epsilon": gamma_epsilon_figure(records),
         "backbones": backbones_figure(records),
+        "label_space_selection": selection_figure(records),
+        "label_space_single_changes": single_changes_figure(records),
+        "rescoring_controls": controls_figure(records),
+        "gain_by_object_size": size_figure(records),
+        "class_gain_against_accuracy": class_gain_figure(records),
     }
     note = repeats_note(records)
     return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import pandas as pd
 
+from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
+from risf_core.report.label_space_tables import selection_table, single_changes_table
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import (
     LOSSES,
@@ -358,6 +360,8 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [beta_omega_table(records), gamma_epsilon_table(records), backbones_table(records)]
     tables += [wide_table(records), gfsod_table(records), rescored_table(records, plan=plan)]
     tables += [evaluation_table(records), evaluation_classes_table(records)]
+    tables += [selection_table(records), single_changes_table(records), controls_table(records)]
+    tables += [size_table(records), class_gain_table(records), class_rule_table(records)]
     tables += [base_training_table(records), tiny_clip_table(records), cost_table(records)]
     if note := repeats_note(records):
         tables = [replace(table, caption=f"{table.caption}{note}") for table in tables]

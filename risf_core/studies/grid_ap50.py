@@ -68,6 +68,11 @@ class GridAP50:
         self.class_names, self._count = data.class_names, len(detections)
         self._classes = [_prepare(detections, data, k, area_range) for k in range(len(data.class_names))]
 
+    @property
+    def num_objects(self) -> int:
+        """How many objects count."""
+        return sum(int((~one.is_ignored).sum()) for one in self._classes)
+
     def per_class(self, scores: np.ndarray) -> np.ndarray:
         """AP50 in percent of each score vector [M, D] and class: float64 [M, C]; NaN for a class without an object."""
         scores = np.asarray(scores, dtype=np.float32)

@@ -215,6 +215,7 @@ class _Study:
             "fitted_temperatures": fitted,
             "vocabulary": {name: one._asdict() for name, one in vocabularies.items()},
             "splits": {role: sorted({cell.tuned.split for cell in self.cells[role]}) for role in ROLES},
+            "paper": str(self.paper),
             "chosen": {str(shots): str(own["selected"]) for shots, own in reported.items()},
             "chosen_over_K": str(reported[self.shots[0]]["selected over K"]),
             "grid": {
