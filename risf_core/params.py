@@ -155,15 +155,16 @@ class ClipSource(Strictly):
     """A CLIP: trained here (`run`), or one of open_clip's (`model`, `pretrained`)."""
 
     run: RunRef | None = Field(None, description="run of 12_tiny_clip")
-    model: str | None = Field(None, description="open_clip's name of a model")
-    pretrained: str | None = Field(None, description="open_clip's tag or a file; null: random")
+    model: str | None = Field(None, description="open_clip's name of a model, or local-dir:FOLDER")
+    pretrained: str | None = Field(None, description="open_clip's tag, a file or TAG=FILE; null: random")
     path_only: bool = Field(False, description="says that weights are random and numbers mean nothing")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.run is None) == (self.model is None):
             raise ValueError("give either run or model")
-        if self.model and self.pretrained is None and not self.path_only:
+        named = self.model is not None and not self.model.startswith(("local-dir:", "hf-hub:"))
+        if named and self.pretrained is None and not self.path_only:
             raise ValueError(f"{self.model!r} without pretrained has random weights; say path_only: true")
         return self
 

@@ -187,6 +187,6 @@ def test_weights_out_of_reach_give_one_error(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("risf_core.clip_models.getproxies", dict)
     with pytest.raises(CheckpointError) as error:
         load_clip("RN50", "openai", cache_dir=str(tmp_path / "cache"))
-    for part in ("RN50", "'openai'", str(tmp_path / "cache"), "pretrained: /path/to/file"):
+    for part in ("RN50", "'openai'", str(tmp_path / "cache"), "pretrained: openai=/path/to/file"):
         assert part in str(error.value)
     assert "\n" not in str(error.value) and not caplog.records
