@@ -20,6 +20,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from timm.layers import Format, resample_abs_pos_embed
 from timm.models.convnext import ConvNeXt
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 from torchvision.ops import roi_align
@@ -137,6 +138,8 @@ def _parts(visual: nn.Module) -> Parts:
         reductions = [info["reduction"] for info in trunk.feature_info]
         pool = nn.Sequential(trunk.norm_pre, trunk.head, visual.head)
         return Parts(trunk.stem, trunk.stages, pool, (reductions[0], *reductions))
+    if isinstance(trunk, SwinTransformer):
+        return _swin_parts(visual, trunk)
     kind = type(visual if trunk is None else trunk).__name__
     raise ParamsError(f'path "dense" does not know the stages of this image tower ({kind}). Use path "crop".')
 
@@ -178,14 +181,13 @@ def _vit_parts(visual: VisionTransformer, blocks: nn.ModuleList) -> Parts:
 
 
 def _timm_vit_parts(visual: TimmModel, trunk: TimmVisionTransformer) -> Parts:
-    """Of one without a class token; its stem takes images of any size, as if made with dynamic_img_size."""
-    embed = copy.copy(trunk.patch_embed)
-    embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NCHW
+    """Of one without a class token."""
+    embed = _any_size(trunk.patch_embed)
     grid = trunk.patch_embed.grid_size
 
     def stem(image: Tensor) -> Tensor:
-        patches = embed(image)
-        size, tokens = patches.shape[2:], patches.flatten(2).transpose(1, 2)
+        patches = embed(image)  # [1, 3, H, W] -> [1, h, w, C]
+        size, tokens = patches.shape[1:3], patches.flatten(1, 2)
         if trunk.pos_embed is not None:
             tokens = tokens + resample_abs_pos_embed(trunk.pos_embed, size, grid, num_prefix_tokens=0)
         return _to_map(trunk.norm_pre(tokens), size)
@@ -204,6 +206,38 @@ def _timm_vit_parts(visual: TimmModel, trunk: TimmVisionTransformer) -> Parts:
 
     stages = [stage(part) for part in _quarters(trunk.blocks)]
     return Parts(stem, stages, pool, (visual.image_size[0] // grid[0],) * (STAGES + 1))
+
+
+def _swin_parts(visual: TimmModel, trunk: SwinTransformer) -> Parts:
+    embed = _any_size(trunk.patch_embed)
+
+    def stage(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        blocks = [copy.copy(block) for block in layer.blocks]
+        for block in blocks:
+            block.dynamic_mask = True  # of the shifted windows: for the map at hand
+
+        def run(grids: Tensor) -> Tensor:
+            tokens = layer.downsample(grids.permute(0, 2, 3, 1))  # its layers take [N, h, w, C]
+            for block in blocks:
+                tokens = block(tokens)
+            return tokens.permute(0, 3, 1, 2)
+
+        return run
+
+    def pool(grids: Tensor) -> Tensor:
+        return visual.head(trunk.forward_head(trunk.norm(grids.permute(0, 2, 3, 1))))
+
+    patch = trunk.patch_embed.patch_size[0]
+    stages = [stage(layer) for layer in trunk.layers]
+    strides = (patch, *(patch * 2**index for index in range(STAGES)))
+    return Parts(lambda image: embed(image).permute(0, 3, 1, 2), stages, pool, strides)
+
+
+def _any_size(embed: nn.Module) -> nn.Module:
+    """timm's cut into patches, weights shared, of images of any size: [1, 3, H, W] -> [1, h, w, C]."""
+    embed = copy.copy(embed)
+    embed.strict_img_size, embed.flatten, embed.output_fmt = False, False, Format.NHWC
+    return embed
 
 
 def _to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
