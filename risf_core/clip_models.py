@@ -51,7 +51,7 @@ class LoadedClip(NamedTuple):
 
 def register_configs() -> None:
     """Make the project's own configs (risf-tiny-*) known to open_clip, and to timm the tower that one of them names."""
-    import risf_core.conv_stem_vit  # noqa: F401, it registers itself
+    import risf_core.timm_towers  # noqa: F401, it registers itself
 
     known = set(open_clip.list_models())
     for path in sorted(CONFIGS.glob("*.json")):
