@@ -33,6 +33,7 @@ from risf_core.studies.visual_prototypes import cache_affinity, embed_truth
 from risf_core.study_params import LabelSpaceParams
 
 ROLES = ("selection", "reported")
+CHOSEN = ("paper", "selected", "selected over K")
 
 
 def study_label_spaces(params: LabelSpaceParams, run) -> dict:
@@ -60,7 +61,10 @@ def study_label_spaces(params: LabelSpaceParams, run) -> dict:
     for shots in progress(study.shots, desc="what is reported"):
         for role in ROLES:
             for cell in study.cells_of(role, shots):
-                study.report(role, cell, reported[shots], temperatures[shots])
+                own = reported[shots]
+                if role == "selection":  # where is chosen, what is chosen alone
+                    own = {what: own[what] for what in CHOSEN}
+                study.report(role, cell, own, temperatures[shots])
     return study.metrics(temperatures, means, reported)
 
 
