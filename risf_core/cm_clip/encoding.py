@@ -213,7 +213,7 @@ def _embed(
     if stored:
         logger.info("%d of %d batches of crops are stored", len(batches) - len(missing), len(batches))
     found, current, image = dict(stored), -1, None
-    for number in missing if desc is None else progress(missing, desc=desc, unit="batch"):
+    for number in progress(missing, desc=desc, unit="batch") if desc and missing else missing:
         crops = []
         for span, start, stop in batches[number]:
             if span != current:

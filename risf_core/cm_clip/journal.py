@@ -58,7 +58,7 @@ class Journal:
         self._synced = time.monotonic()
         if others and not self.tables:
             logger.warning(
-                "%s: the %d files of crops there are of other boxes, images, weights or options; encoding anew",
+                "%s: the crops there (%d files) are of other boxes, images, weights or options; encoding anew",
                 self.path.parent,
                 len(others),
             )
