@@ -81,6 +81,32 @@ class OtherDetectorsParams(NotebookParams):
         1000, description="draws of the images with replacement: the interval of a results file"
     )
 
+    def user_files(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(file.results for file in self.results_files))
+
+    def data_files(self) -> tuple[str, ...]:
+        own = (file.annotations for file in self.results_files if file.annotations is not None)
+        return (*self.data.files(), *dict.fromkeys(own))
+
+    @model_validator(mode="after")
+    def _cells_are_in_the_data(self) -> Self:
+        if self.base and not set(self.shots) <= set(self.data.shots):
+            raise ValueError(f"shots is {list(self.shots)}, but data.shots is {list(self.data.shots)}")
+        if self.base and max(self.seeds) >= self.data.few_shot_seeds:
+            raise ValueError(
+                f"seeds has {max(self.seeds)}, but the data has 0 to {self.data.few_shot_seeds - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_file_is_named_apart(self) -> Self:
+        names = [(file.name, file.split) for file in self.results_files]
+        if twice := [name for name, split in names if names.count((name, split)) > 1]:
+            raise ValueError(f"results_files: {twice[0]!r} stands twice with one split; name detectors apart")
+        if taken := {name for name, _ in names} & {"faster_rcnn", "retinanet", "fcos"}:
+            raise ValueError(f"results_files: {taken.pop()!r} is the name of a detector trained here")
+        return self
+
 
 class LatencyParams(NotebookParams):
     """34_latency: what re-scoring costs here, by CLIP, precision, path and approximation, beside the published way."""
@@ -101,8 +127,10 @@ class LatencyParams(NotebookParams):
     cm_clip: CmClipParams = CmClipParams(label_spaces=("novel+background",))
     precisions: Many[Literal["fp32", "bf16", "fp16"]] = Field(("fp32", "bf16"), min_length=1)
     paths: Many[Literal["crop", "dense"]] = Field(("crop", "dense"), min_length=1)
-    shares: Many[Literal["iou", "proposal"]] = Field(("iou", "proposal"), description="approximations")
-    budgets: Many[Count] = Field((1, 2, 3, 5), description="approximations: crops an image")
+    shares: Many[Literal["iou", "proposal", "object"]] = Field(
+        ("iou", "proposal", "object"), description="approximations: whose crop serves other boxes"
+    )
+    budgets: Many[Count] = Field((2, 4, 6, 8), description="approximations: crops an image")
     num_c: Count = Field(21, description="values of c, for each of which the published way repeats its work")
     seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
     arm: Arm = Field("kshot", description="which annotations the K-shot images had")

@@ -118,10 +118,13 @@ def _measure_stored(
             _warm_up(rescorer.ours(way.precision, way.path))
         with measured(notes.run.device) as cost:
             scores, encoded = rescorer.scores(
-                way, found, test, cache=cache if way.images == "memory" else None
+                way, found, test, cache=cache if way.images_from == "memory" else None
             )
         metrics = novel_metrics(sweep.evaluate(scores))
-        facts = {"images": len(test), "boxes": int((found.scores > params.cm_clip.score_thresh).sum())}
+        facts = {
+            "num_images": len(test),
+            "num_boxes": int((found.scores > params.cm_clip.score_thresh).sum()),
+        }
         gains = {f"gain_{metric}": metrics[metric] - without[metric] for metric in ("nAP", "nAP50")}
         notes.add(key, metrics | gains | facts | {"encoded": encoded}, per_image(cost, len(test)))
     _measure_equality(notes, start, rescorer, found, test)

@@ -58,7 +58,7 @@ def random_boxes(count: int, size: tuple[int, int], *, seed: int) -> Tensor:
 
 
 def _points(params: LatencyParams, *, is_large: bool) -> list[tuple[Way, int]]:
-    """Ways and box counts; of a large CLIP's dense path the ends alone, in the last precision: it takes many seconds."""
+    """Ways and box counts; of a large CLIP's dense path the ends alone, in the last precision: it takes long."""
     counts = sorted(params.box_counts)
     points = []
     for way in exact_ways(params):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,7 +21,8 @@ from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, Way, exact_way
 from risf_core.study_params import LatencyParams
 
 PARTS = ("decode", "detector", "read_again", "crop", "encode", "blend")
-ENOUGH_FOR_P95 = 20  # of n values the 95th percentile lies below the largest
+ENOUGH_FOR_P95 = 20  # values; of fewer it is the largest
+WARM_UP = 3  # images whose time does not count
 
 
 class Stopwatch:
@@ -70,24 +71,22 @@ def measure_parts(
 
     The detector runs on each image; the boxes are the stored ones, since its head has other classes.
     """
-    spans = _first_images(found, data, params)
-    boxes = int(sum(len(rows) for _, rows in spans))
+    spans, texts = _first_images(found, data, params), _text_milliseconds(rescorer)
+    boxes = sum(len(rows) for _, rows in spans)
     for way in exact_ways(params):
         key = {"kind": "parts", "clip": name} | way._asdict()
         if notes.done(**key):
             continue
-        watch, device = Stopwatch(notes.run.device), notes.run.device
-        texts = _text_milliseconds(rescorer, way)
-        for warm in (True, False):
-            watch = Stopwatch(device)
-            with measured(device) as cost:
-                for record, rows in spans[: 3 if warm else None]:
+        for images in (spans[:WARM_UP], spans):
+            watch = Stopwatch(notes.run.device)
+            with measured(notes.run.device) as cost:
+                for record, rows in images:
                     _one_image(watch, way, rescorer, detector, record, found, rows)
         totals = np.sum([watch.values[part] for part in PARTS if part in watch.values], axis=0)
         times = {part: summary(watch.values[part]) for part in PARTS if part in watch.values}
         times |= {"total": summary(totals), "text_once": texts, "peak_mib": cost.peak_mib}
         times["images_per_second"] = 1000 / times["total"]["mean"]
-        notes.add(key, {"images": len(spans), "boxes": boxes}, times)
+        notes.add(key, {"num_images": len(spans), "num_boxes": boxes}, times)
 
 
 def _first_images(found: Detections, data: DetectionData, params: LatencyParams) -> list:
@@ -130,13 +129,11 @@ def _one_image(
         rescore(found.scores[rows], probs[np.arange(len(rows)), found.labels[rows]], c=c)
 
 
-def _text_milliseconds(rescorer: Rescorer, way: Way) -> float:
-    """Milliseconds of the texts of the label space, which every way encodes once."""
-    clip = rescorer.ours("fp32", "crop") if way.way == "published" else rescorer.ours(way.precision, way.path)
+def _text_milliseconds(rescorer: Rescorer) -> float:
+    """Milliseconds of the texts of the label space, which every way encodes once, in float32."""
+    clip = rescorer.ours("fp32", "crop")
     with measured(clip.device, memory=False) as cost:
-        rescorer.ours(way.precision if way.way == "ours" else "fp32", way.path).encode_names(
-            rescorer.ours("fp32", "crop").label_space
-        )
+        clip.encode_names(clip.label_space)
     return 1000 * cost.wall_seconds
 
 
@@ -164,5 +161,5 @@ def measure_all_c(
                     "rescored_classes": rescorer.novel_names,
                 }
                 rescorer.blend(clip, embed_detections(part, data, clip, **options), part, weights)
-        times: Mapping = {"seconds": cost.wall_seconds, "cpu_seconds": cost.cpu_seconds}
-        notes.add(key, {"images": len(spans), "boxes": sum(len(rows) for _, rows in spans)}, times)
+        times = {"seconds": cost.wall_seconds, "cpu_seconds": cost.cpu_seconds}
+        notes.add(key, {"num_images": len(spans), "num_boxes": sum(len(rows) for _, rows in spans)}, times)

@@ -21,15 +21,15 @@ from risf_core.study_params import LatencyParams
 class Way(NamedTuple):
     """One way of re-scoring, as the rows of the study name it.
 
-    ``approximation``: "none", "share=iou", "share=proposal" or "budget=N". ``images``: "files" (each is read once) or
-    "memory" (the detector has decoded them already).
+    ``approximation``: "none", "share=iou", "share=proposal", "share=object" or "budget=N". ``images_from``: "files"
+    (each is read once) or "memory" (the detector has decoded them already).
     """
 
     way: str
     precision: str
     path: str
     approximation: str = "none"
-    images: str = "files"
+    images_from: str = "files"
 
     def options(self) -> dict:
         """What of `embed_detections`' arguments the approximation sets."""
@@ -53,7 +53,7 @@ def all_ways(params: LatencyParams) -> list[Way]:
     ways = exact_ways(params)
     if "crop" in params.paths:
         for precision in params.precisions:
-            ways.append(Way("ours", precision, "crop", images="memory"))
+            ways.append(Way("ours", precision, "crop", images_from="memory"))
             ways += [Way("ours", precision, "crop", name) for name in names]
     return ways
 
