@@ -25,6 +25,7 @@ from risf_core.report.figure_style import (
     styled,
 )
 from risf_core.report.label_space_figures import selection_figure, single_changes_figure
+from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
 from risf_core.report.sweep_figures import (
@@ -200,6 +201,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "rescoring_controls": controls_figure(records),
         "gain_by_object_size": size_figure(records),
         "class_gain_against_accuracy": class_gain_figure(records),
+        "other_detectors": other_detectors_figure(records),
     }
     note = repeats_note(records)
     return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

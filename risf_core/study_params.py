@@ -26,8 +26,8 @@ class OneStageParams(Strictly):
     trainable: Literal["classification", "heads"] = Field(
         "classification", description="branches of the heads that fine-tuning trains"
     )
-    base_solver: SolverParams = SolverParams(iterations=900, lr=0.05, checkpoint_every=300)
-    solver: SolverParams = SolverParams(iterations=150, lr=0.02, precision="fp32")
+    base_solver: SolverParams = SolverParams(iterations=1200, batch_size=4, lr=0.04, checkpoint_every=300)
+    solver: SolverParams = SolverParams(iterations=150, lr=0.1, weight_decay=1.0e-3, precision="fp32")
 
 
 class ResultsFile(Strictly):

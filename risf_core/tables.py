@@ -13,6 +13,11 @@ import pandas as pd
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
+from risf_core.report.other_detectors_tables import (
+    other_detectors_files_table,
+    other_detectors_scores_table,
+    other_detectors_table,
+)
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import (
     LOSSES,
@@ -362,6 +367,8 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [evaluation_table(records), evaluation_classes_table(records)]
     tables += [selection_table(records), single_changes_table(records), controls_table(records)]
     tables += [size_table(records), class_gain_table(records), class_rule_table(records)]
+    tables += [other_detectors_table(records), other_detectors_scores_table(records)]
+    tables += [other_detectors_files_table(records)]
     tables += [base_training_table(records), tiny_clip_table(records), cost_table(records)]
     if note := repeats_note(records):
         tables = [replace(table, caption=f"{table.caption}{note}") for table in tables]

@@ -24,7 +24,7 @@ from risf_core.report.other_detectors_tables import (
     rescored_cells,
     splits_of,
 )
-from risf_core.report.statistics import summarize_cells
+from risf_core.report.statistics import notebook_of, summarize_cells
 from risf_core.report.sweep_tables import PAPER_C
 
 SHOWN = {"paper": f"paper, c = {PAPER_C}", "selected": "c chosen", "geometric": "geometric mean, c chosen"}
@@ -33,7 +33,7 @@ SHOWN = {"paper": f"paper, c = {PAPER_C}", "selected": "c chosen", "geometric": 
 @styled
 def other_detectors_figure(records: Sequence[Mapping]) -> Drawing:
     """Left: the gain of each way by detector and K; right: gain over c on the reported split, one panel a detector."""
-    own = [record for record in records if record["notebook"] == NOTEBOOK][
+    own = [record for record in records if notebook_of(record) == NOTEBOOK][
         -1:
     ]  # runs by hand are no second result
     cells = gains(own)
@@ -78,6 +78,7 @@ def _gains(ax: Axes, cells: pd.DataFrame, detectors: Sequence[str]) -> None:
         range(len(pairs)), [f"{name_of(name).split(' (')[0]}\nK={shots}" for name, shots in pairs], fontsize=7
     )
     ax.tick_params(axis="x", rotation=60)
+    ax.set_xlim(-0.5, len(pairs) - 0.5)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(ylabel="gain of nAP50 (points)", title="gain by detector")
     ax.legend(loc="best", fontsize=6.5)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from risf_core.report.statistics import mean_over_shots, rows_of, student_interval
+from risf_core.report.statistics import mean_over_shots, notebook_of, rows_of, student_interval
 from risf_core.report.sweep_tables import INTERVAL_NOTE, PAPER_C
 from risf_core.report.table_format import Table, difference_text, interval_text, number
 from risf_core.studies.chosen_c import choose_c, mean_by_c
@@ -65,7 +65,8 @@ def choices(record: Mapping) -> pd.DataFrame:
     """The c of each detector and way: detector, way, fusion, c; c is NaN without rows to choose on."""
     rows, select = record["rows"], record["params"]["select_split"]
     found = []
-    for detector in dict.fromkeys(row["detector"] for row in rows if row["part"] == "re-scored"):
+    rows = [row for row in rows if row["part"] == "re-scored" and row["seed"] is not None]
+    for detector in dict.fromkeys(row["detector"] for row in rows):
         own = {"detector": detector, "select_split": select}
         others = sorted({row["split"] for row in rows if row["detector"] == detector} - {select})
         means = mean_by_c(rows, detector=detector, fusion="arithmetic", splits=others, metric="nAP50")
@@ -89,7 +90,7 @@ def gains(records: Sequence[Mapping]) -> pd.DataFrame:
     """
     cells, parts = rescored_cells(records), []
     for record in records:
-        if record["notebook"] != NOTEBOOK or not record["rows"]:
+        if notebook_of(record) != NOTEBOOK or not record["rows"]:
             continue
         own = cells[
             (cells["run_id"] == record["run_id"]) & (cells["split"] != record["params"]["select_split"])
@@ -130,7 +131,7 @@ def _over_shots(found: pd.DataFrame, keys: Sequence[str]) -> list[pd.DataFrame]:
 
 
 def _sort_keys(column: pd.Series) -> pd.Series:
-    if column.name == "detector":
+    if column.name == "detector" and column.dtype != "category":
         return column.map(ORDER).fillna(len(ORDER))
     if column.name == "shots":
         return column.map(lambda value: 10_000 if value == "all" else value)
@@ -165,9 +166,9 @@ def other_detectors_table(records: Sequence[Mapping]) -> Table:
 
 def splits_of(records: Sequence[Mapping]) -> dict[str, str]:
     selects = sorted(
-        {record["params"]["select_split"] for record in records if record["notebook"] == NOTEBOOK}
+        {record["params"]["select_split"] for record in records if notebook_of(record) == NOTEBOOK}
     )
-    rows = [row for record in records if record["notebook"] == NOTEBOOK for row in record["rows"]]
+    rows = [row for record in records if notebook_of(record) == NOTEBOOK for row in record["rows"]]
     reported = sorted({row["split"] for row in rows} - set(selects))
     return {
         name: ", ".join(map(str, values)) for name, values in (("select", selects), ("reported", reported))
@@ -227,3 +228,44 @@ def _scores_display(data: pd.DataFrame) -> pd.DataFrame:
             f"{number(middle, decimals=2)}, {number(spread, decimals=2)}" for middle, spread in pairs
         ]
     return display
+
+
+def other_detectors_files_table(records: Sequence[Mapping]) -> Table:
+    """What CM-CLIP gains on results files of other detectors, which have no seeds, with an interval over images."""
+    keys = ["run_id", "detector", "split", "way"]
+    columns = [*keys, "fusion", "c", "num_images", "before", "after", "gain", "low", "high"]
+    rows = rows_of([_files_alone(record) for record in records], NOTEBOOK)
+    data = pd.DataFrame(columns=columns)
+    if len(rows):
+        numbers = {name: pd.to_numeric(rows[name]) for name in ("before", "after", "low", "high")}
+        data = rows.assign(**numbers, gain=numbers["after"] - numbers["before"])[columns]
+        data["detector"] = pd.Categorical(
+            data["detector"], list(dict.fromkeys(data["detector"]))
+        )  # as in params
+        data = data.sort_values(keys, key=_sort_keys, kind="stable").astype({"detector": str})
+        data = data.reset_index(drop=True)
+    display = data[["detector", "split", "num_images"]].rename(columns={"num_images": "images"})
+    display["re-scored by"] = [WAYS[way][1] for way in data["way"]]
+    display["c"] = [f"{c:g}" for c in data["c"]]
+    display["AP50 without"] = [number(value) for value in data["before"]]
+    display["AP50 with"] = [number(value) for value in data["after"]]
+    display["gain [bootstrap over images]"] = [
+        f"{number(gain, sign=True)} [{number(low, sign=True)}, {number(high, sign=True)}]"
+        if pd.notna(low)
+        else f"{number(gain, sign=True)}, no interval"
+        for gain, low, high in zip(data["gain"], data["low"], data["high"], strict=True)
+    ]
+    caption = (
+        "EXTENSION: AP50 (%) of results files of other detectors over the classes that are re-scored, and what CM-CLIP "
+        "(label space: these and background) adds. n = 1: a file has no seeds. In brackets the 95 % interval of a "
+        "paired bootstrap over the images; it holds no variation between trainings of the detector. Chosen c: on the "
+        "same detector's file of the split to choose on; without one there is the paper's c alone. No interval: the "
+        "annotations hold crowd regions, which the bootstrap does not know."
+    )
+    return Table("other_detectors_files", caption, data, display)
+
+
+def _files_alone(record: Mapping) -> Mapping:
+    """A record with the gains of its results files as its only rows; these have neither K nor seed."""
+    rows = [row for row in record.get("rows") or [] if row.get("part") == "file"]
+    return {**record, "rows": [{k: v for k, v in row.items() if k not in ("shots", "seed")} for row in rows]}

@@ -26,6 +26,7 @@ NOTEBOOKS = {
     "rescoring_controls": "37_rescoring_controls",
     "gain_by_object_size": "37_rescoring_controls",
     "class_": "37_rescoring_controls",
+    "other_detectors": "35_other_detectors",
     "evaluation": "21_evaluate",
     "base_training": "10_base_training",
     "tiny_clip": "12_tiny_clip",
