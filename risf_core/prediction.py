@@ -20,7 +20,7 @@ from risf_core.data.loader import read_image
 from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
 from risf_core.detector.weight_files import read_weight_file
 from risf_core.detector_files import LoadedDetector, load_detector
-from risf_core.errors import CheckpointError, DataError
+from risf_core.errors import CheckpointError
 from risf_core.params import CmClipParams, DetectorParams
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Predictor:
         score_thresh: Detections at or below it do not count.
         rescore_thresh: Detections at or below it keep their score.
         max_detections: The best of an image that count.
+        fusion: How the two scores become one: "arithmetic" (published) or "geometric".
     """
 
     loaded: LoadedDetector
@@ -75,6 +76,7 @@ class Predictor:
     score_thresh: float = 0.05
     rescore_thresh: float = 0.05
     max_detections: int = MAX_DETECTIONS
+    fusion: str = "arithmetic"
 
     @property
     def device(self) -> str:
@@ -113,6 +115,7 @@ class Predictor:
             label_space=self.clip.label_space,
             rescored_classes=self.clip.class_names,
             score_thresh=self.rescore_thresh,
+            fusion=self.fusion,
         )
 
 
@@ -158,24 +161,6 @@ def open_detector_file(
     )
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, a name a line; empty lines do not count.
-
-    Raises:
-        DataError: If there is no such file, no name in it, or a name twice.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: not readable as a list of names ({error}). Expected text, a name a line."
-        ) from None
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise DataError(f"{path}: there is no name in the file. Expected text, a name a line.")
-    return check_class_list(names, names, where=str(path))
-
-
 def cm_clip_of(
     clip: LoadedClip,
     rescored_classes: Sequence[str],
@@ -211,12 +196,17 @@ def cm_clip_of(
     )
 
 
-def write_results(folder: Path, predictions: Sequence[Prediction], class_names: Sequence[str]) -> list[Path]:
+def write_results(
+    folder: Path,
+    predictions: Sequence[Prediction],
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
+) -> list[Path]:
     """Write the results files of COCO's form, and the images and categories that their ids mean.
 
     ``images.json`` is an annotation file without annotations, which pycocotools and ``python -m risf_core.cm_clip``
     read; file names in it are relative to the folder that ``info.images_dir`` names. ``detections.json`` holds the
-    detector's scores, ``rescored.json`` those after CM-CLIP.
+    detector's scores, ``rescored.json`` those after CM-CLIP. Categories are numbered from 1 where no ids are given.
 
     Returns:
         The files written.
@@ -231,7 +221,7 @@ def write_results(folder: Path, predictions: Sequence[Prediction], class_names: 
         }
         for one in predictions
     ]
-    ids = range(1, len(class_names) + 1)
+    ids = tuple(category_ids or range(1, len(class_names) + 1))
     categories = [{"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)]
     index = {"info": {"images_dir": str(root)}, "images": images, "annotations": [], "categories": categories}
     files = {

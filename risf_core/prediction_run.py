@@ -26,10 +26,10 @@ from risf_core.prediction import (
     Predictor,
     cm_clip_of,
     open_detector_file,
-    read_names,
     write_results,
 )
 from risf_core.records import Run
+from risf_core.results_formats import read_class_list
 from risf_core.runs.yaml_files import project_path
 from risf_core.tiny_clip import CHECKPOINT
 
@@ -46,14 +46,15 @@ def open_predictor(params: PredictParams, run: Run) -> Predictor:
         check_class_list(rescored, loaded.class_names, where="rescored_classes")
         clip = cm_clip_of(model, rescored, params.cm_clip, class_names=loaded.class_names)
     cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
-    return Predictor(loaded, clip, params.cm_clip.c, rescore_thresh=params.cm_clip.score_thresh, **cuts)
+    cuts |= {"rescore_thresh": params.cm_clip.score_thresh, "fusion": params.cm_clip.fusion}
+    return Predictor(loaded, clip, params.cm_clip.c, **cuts)
 
 
 def open_source(source: PredictorSource, run: Run) -> LoadedDetector:
     """The detector of a cell, kept or trained again, or of a file."""
     if source.run is not None:
         return open_detector_file(cell_weights(source, run), device=run.device)
-    names = None if source.classes is None else read_names(project_path(source.classes))
+    names = None if source.classes is None else read_class_list(project_path(source.classes)).names
     path = project_path(source.path)
     return open_detector_file(path, detector=source.detector, class_names=names, device=run.device)
 

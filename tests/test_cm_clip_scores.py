@@ -68,6 +68,12 @@ def test_label_probabilities_are_each_rows_own_softmax(monkeypatch):
     assert np.array_equal(in_chunks[1], probs)
 
 
+@pytest.mark.parametrize("temperature", ["learned", 0.0, float("nan")])
+def test_a_temperature_is_a_number(temperature):
+    with pytest.raises(ParamsError, match="Expected a number above 0"):
+        label_probabilities(*made_up(), temperature=temperature, label_space=SPACE)
+
+
 def test_label_probabilities_of_nothing_are_empty():
     detections, similarities = made_up()
     nothing = np.zeros(len(detections), dtype=bool)

@@ -121,6 +121,10 @@ def label_probabilities(
         raise DataError(
             f"{len(similarities)} rows of similarities for {len(detections)} detections: not the same run."
         )
+    if isinstance(temperature, str) or not temperature > 0:
+        raise ParamsError(
+            f"temperature is {temperature!r}. Expected a number above 0; a CLIP knows its learned one."
+        )
     if not_encoded not in get_args(NotEncoded):
         choices = ", ".join(get_args(NotEncoded))
         raise ParamsError(f"not_encoded is {not_encoded!r}. Expected one of: {choices}.")
