@@ -93,14 +93,14 @@ def first_scenes(facts: dict, root: Path, class_names: Sequence[str]) -> Detecti
 
 
 def tolerance(data: DetectionData) -> float:
-    """How far nAP50 may be from the stored one, in points: what two objects of the rarest class can make of it.
+    """How far nAP50 may be from the stored one, in points: what one object of the rarest class can make of it.
 
     On the machine that made the numbers they repeat exactly. Elsewhere sums are rounded otherwise, and a box near a
     threshold (of a score, of NMS or of an IoU of 0.5) may come or go; one object found or lost moves its class's AP by
     about 100 / its number of objects, and the mean over C classes by a C-th of that.
     """
     counts = [count for count in data.counts().values() if count]
-    return 2 * 100.0 / min(counts) / len(counts)
+    return 100.0 / min(counts) / len(counts)
 
 
 def compare(measured: Measured, expected: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from risf_core.errors import DataError, ParamsError, RisfError
+from risf_core.results_formats import read_class_list
 from risf_core.runs.run_specs import shown
 from risf_core.runs.yaml_files import project_root
 
@@ -96,10 +97,10 @@ def find_checkpoint(word: str) -> Path:
 
 def open_detector(arguments: argparse.Namespace, device: str) -> LoadedDetector:
     """The detector of ``--checkpoint``, with what ``--detector`` and ``--classes`` say of a file of others."""
-    from risf_core.prediction import open_detector_file, read_names
+    from risf_core.prediction import open_detector_file
 
     params = None if arguments.detector is None else read_detector_params(arguments.detector)
-    names = None if arguments.classes is None else read_names(arguments.classes)
+    names = None if arguments.classes is None else read_class_list(arguments.classes).names
     path = find_checkpoint(arguments.checkpoint)
     return open_detector_file(path, detector=params, class_names=names, device=device)
 
@@ -183,11 +184,10 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
 
 def names_of(words: Sequence[str] | None, class_names: Sequence[str]) -> tuple[str, ...]:
     """The names given, or those of the file given; all classes where nothing is."""
-    from risf_core.prediction import read_names
-
     if words is None:
         return tuple(class_names)
-    return read_names(Path(words[0])) if len(words) == 1 and Path(words[0]).is_file() else tuple(words)
+    is_file = len(words) == 1 and Path(words[0]).is_file()
+    return read_class_list(words[0]).names if is_file else tuple(words)
 
 
 def label_space(word: str, rescored: Sequence[str], class_names: Sequence[str]) -> tuple[str, ...]:
@@ -197,7 +197,6 @@ def label_space(word: str, rescored: Sequence[str], class_names: Sequence[str]) 
         ParamsError: If it is neither.
     """
     from risf_core.cm_clip import BACKGROUND
-    from risf_core.prediction import read_names
 
     others = {LABEL_SPACES[0]: (), LABEL_SPACES[1]: class_names}.get(word)
     if others is None:
@@ -205,13 +204,20 @@ def label_space(word: str, rescored: Sequence[str], class_names: Sequence[str]) 
             raise ParamsError(
                 f"--label-space {word}: expected {' or '.join(LABEL_SPACES)}, or a file of names."
             )
-        others = read_names(Path(word))
+        others = read_class_list(word).names
     names = dict.fromkeys((*rescored, *others))
     names.pop(BACKGROUND, None)
     return (*names, BACKGROUND)
 
 
-def predict_all(predictor: Predictor, inputs: Inputs, output: Path, *, draw_thresh: float) -> int:
+def predict_all(
+    predictor: Predictor,
+    inputs: Inputs,
+    output: Path,
+    *,
+    draw_thresh: float,
+    category_ids: Sequence[int] | None = None,
+) -> int:
     """Predict, draw and write; one line for each image, to standard error for one that is broken or missing.
 
     Returns:
@@ -236,7 +242,7 @@ def predict_all(predictor: Predictor, inputs: Inputs, output: Path, *, draw_thre
             count = int((prediction.last.scores > draw_thresh).sum())
             _say(f"{image_id}/{len(inputs.files)} {path}: {count} drawn of {len(prediction.last)}, {picture}")
     finally:  # what is finished is kept if the rest is stopped
-        written = write_results(output, done, predictor.loaded.class_names)
+        written = write_results(output, done, predictor.loaded.class_names, category_ids)
         _say(f"{len(done)} images: {', '.join(map(str, written))}")
     return len(inputs.files) + len(inputs.missing) - len(done)
 
@@ -280,7 +286,9 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="a .pth or .pkl file, or the id of a run")
     parser.add_argument("--detector", type=Path, help="params file with its detector, for a file of others")
     parser.add_argument(
-        "--classes", type=Path, help="classes of its head, a name a line, for a file of others"
+        "--classes",
+        type=Path,
+        help="classes of its head, for a file of others: a name a line, or COCO's categories",
     )
     parser.add_argument(
         "--cm-clip", metavar="CLIP", help="MODEL:TAG, MODEL:FILE, a run id, or the demo's file"
@@ -331,7 +339,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if inputs.num_others:
             _say(f"{inputs.num_others} files of the folders are no images by their names and are left out")
         predictor = open_predictor(arguments)
-        num_left_out = predict_all(predictor, inputs, arguments.output, draw_thresh=arguments.draw_thresh)
+        ids = None if arguments.classes is None else read_class_list(arguments.classes).ids
+        options = {"draw_thresh": arguments.draw_thresh, "category_ids": ids}
+        num_left_out = predict_all(predictor, inputs, arguments.output, **options)
     except RisfError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ from pycocotools.coco import COCO
 
 from risf_core import demo, predict, prediction_run
 from risf_core.clip_models import new_clip
+from risf_core.cm_clip.__main__ import main as rescore_main
 from risf_core.data.benchmark import open_benchmark
 from risf_core.data.loader import read_image
 from risf_core.demo_weights import CLIP, read_facts, save_half_clip
@@ -115,6 +118,24 @@ def test_results_are_read_by_pycocotools_and_hold_both_scores(images, checkpoint
     assert changed == {2, 3}  # red is not re-scored
 
 
+def test_results_go_on_to_the_re_scoring_of_files(images, checkpoint, clip, tmp_path):
+    """`python -m risf_core.cm_clip` on detections.json and images.json gives the scores of rescored.json."""
+    whole = clip.with_name("clip.pt")
+    words = ["--checkpoint", checkpoint, "--cm-clip", f"risf-tiny-resnet:{whole}", "--score-thresh", 0.01]
+    out = tmp_path / "out"
+    assert run(images / "*.png", *words, "--output", out)[0] == 0
+    root = json.loads((out / "images.json").read_text())["info"]["images_dir"]
+    words = ["--images", root, "--annotations", out / "images.json", "--output", out / "again.json"]
+    words += ["--model", "risf-tiny-resnet", "--pretrained", whole, "--score-thresh", 0.01]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert rescore_main([str(word) for word in (out / "detections.json", *words)]) == 0
+    first, second = (json.loads((out / name).read_text()) for name in ("rescored.json", "again.json"))
+    key = lambda row: (row["image_id"], row["category_id"], *row["bbox"])  # noqa: E731
+    assert len(first) == len(second) > 0
+    for one, other in zip(sorted(first, key=key), sorted(second, key=key), strict=True):
+        assert key(one) == key(other) and one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
 def test_scores_are_those_of_the_blend_done_by_hand(images, checkpoint, clip):
     """Predictor against CMCLIP's own probabilities: c * s + (1 - c) * p of the label."""
     words = [str(images / "rgb.png"), "--checkpoint", str(checkpoint), "--cm-clip", str(clip), "--c", "0.6"]
@@ -172,6 +193,13 @@ def test_a_file_of_others_needs_its_detector_and_classes(images, tiny_detector, 
     assert "Name those of its head" in run(*words, *given[:2])[2]
     code, _, complaints = run(*words, *given, "--output", tmp_path / "out")
     assert code == 0, complaints
+    categories = [{"id": 7 * number, "name": name} for number, name in enumerate(NAMES, start=1)]
+    (tmp_path / "classes.json").write_text(json.dumps({"categories": categories}))
+    given[3] = tmp_path / "classes.json"
+    assert run(*words, *given, "--output", tmp_path / "ids")[0] == 0
+    one, two = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("out", "ids"))
+    assert [row["category_id"] for row in two] == [7 * row["category_id"] for row in one] != []
+    given[3] = tmp_path / "classes.txt"
     (tmp_path / "classes.txt").write_text("red\ngreen\n")
     code, _, complaints = run(*words, *given)
     assert code == 2 and "its head has 3 classes and background, but 2 classes are named" in complaints
@@ -221,15 +249,9 @@ def test_a_run_names_its_detector(tmp_path, monkeypatch, tiny_detector):  # noqa
     assert predict.find_checkpoint("fine_tuning-1").name == "seed0-kshot-ce.pth"
 
 
-def test_start_needs_neither_torch_nor_clip():
-    """A wrong argument is refused at once; CLIP's packages are read only where there is a CLIP."""
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, risf_core.predict as p; assert 'torch' not in sys.modules\n"
-        "import risf_core.prediction; assert 'open_clip' not in sys.modules"
-    )
+def test_start_needs_no_torch():
+    """A wrong argument is refused, and images are searched, before seconds of imports."""
+    code = "import sys, risf_core.predict; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
