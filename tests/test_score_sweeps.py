@@ -1,6 +1,9 @@
 """Score sweeps: every number of the evaluators and of pycocotools' stock path, with overlaps computed once."""
 
+import argparse
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +183,16 @@ def test_sweep_over_c_is_what_single_rescorings_give(fusion):
         assert np.array_equal(detections.with_scores(vector).scores, single.scores)
         assert result == evaluator.evaluate(single)
     assert len({result["AP"] for result in results}) > 5
+
+
+def test_the_benchmark_compares_with_pycocotools_itself(capsys):
+    path = Path(__file__).parents[1] / "tools" / "benchmark_rescoring.py"
+    spec = importlib.util.spec_from_file_location("benchmark_rescoring", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.sweep(argparse.Namespace(record=None, images=20, detections=40, classes=5, check=3, stock=True))
+    printed = capsys.readouterr().out
+    assert "20 images, 800 detections" in printed and "% of one evaluation" in printed
+    for against in ("the evaluation", "pycocotools' stock path"):
+        (line,) = [line for line in printed.splitlines() if f"largest difference to {against}" in line]
+        assert float(line.partition(": ")[2].partition(",")[0]) < 1e-10  # percent
