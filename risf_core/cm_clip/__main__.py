@@ -189,6 +189,7 @@ def rescore_file(arguments: argparse.Namespace) -> None:
     records, truth = find_images(results, arguments.images, arguments.annotations)
     clip = open_cm_clip(arguments, classes, crops)
     if arguments.precision == "auto":
+        crops.mkdir(parents=True, exist_ok=True)
         (crops / PRECISION).write_text(f"{clip.precision}\n", encoding="utf-8")
     began = time.perf_counter()
     options = {
