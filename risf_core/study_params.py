@@ -135,10 +135,10 @@ class LatencyParams(NotebookParams):
     seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
     arm: Arm = Field("kshot", description="which annotations the K-shot images had")
     loss: str = Field("ce", description="name of the loss")
-    num_images: Count = Field(100, description="test images measured one after another, and for all c")
+    num_images: Count = Field(60, description="test images measured one after another, and for all c")
     box_counts: Many[Count] = Field((1, 2, 4, 8, 16), min_length=3, description="boxes an image measured")
     line_to: Count = Field(100, description="boxes an image up to which the fitted line is drawn")
-    seconds_per_point: Positive = Field(4.0, description="a point of the line is repeated for as long")
+    seconds_per_point: Positive = Field(1.0, description="a point of the line is repeated for as long")
     max_repeats: int = Field(20, ge=2, description="and at most so often")
 
 
