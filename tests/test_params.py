@@ -166,6 +166,7 @@ def test_models_survive_json(model):
     given = {"profile": "mini", "base": "b.yaml", "fine_tuning": "f.yaml"}
     given["clips"] = [{"run": "c.yaml"}, {"model": "RN50", "path_only": True}]
     given["checkpoint"] = {"path": "model.pth", "detector": {"freeze_at": 3}, "classes": "novel"}
+    given |= {"clip": {"run": "c.yaml"}, "selection": "f.yaml", "reported": "f.yaml"}
     params = model(**{name: value for name, value in given.items() if name in model.model_fields})
     assert model.model_validate(json.loads(params.model_dump_json())) == params
 
