@@ -33,6 +33,7 @@ from risf_core.evaluation import Evaluator
 from risf_core.paired_bootstrap import paired_ap50
 from risf_core.params import PictogramData
 from risf_core.prediction import open_detector_file
+from risf_core.report.publish import publish_demo
 from risf_core.runs.yaml_files import project_path
 
 from .detector.conftest import tiny_detector, tiny_params  # noqa: F401  fixtures
@@ -235,6 +236,22 @@ def test_numbers_are_compared_with_the_stored_ones(tmp_path):
     assert "0.001 away" in demo.compare(measured, dict.fromkeys(demo.NUMBERS, 50.001))
     with pytest.raises(RecordError, match="found nAP50_before 50.00, .* expected nAP50_before"):
         demo.compare(measured, dict.fromkeys(demo.NUMBERS, 50.0 + 1.01 * limit))
+
+
+def test_publishing_copies_the_weights_of_the_one_run_that_made_some(tmp_path):
+    records = [{"notebook": name, "run_id": run} for name, run in (("22_predict", "a"), ("22_predict", "b"))]
+    old, made = tmp_path / "published" / "demo", tmp_path / "artifacts" / "b" / "demo"
+    old.mkdir(parents=True)
+    (old / "old.txt").touch()
+    publish_demo(records, tmp_path, tmp_path / "published")
+    assert (old / "old.txt").exists()  # without weights nothing changes
+    made.mkdir(parents=True)
+    (made / FACTS).write_text("{}")
+    publish_demo(records, tmp_path, tmp_path / "published")
+    assert [path.name for path in old.iterdir()] == [FACTS]
+    shutil.copytree(made, tmp_path / "artifacts" / "a" / "demo")
+    with pytest.raises(RecordError, match="two runs made weights for the demo"):
+        publish_demo(records, tmp_path, tmp_path / "published")
 
 
 @published
