@@ -248,7 +248,8 @@ def _weights_message(
         what, address = f"weights of tag {tag!r}", source.get("hf_hub") or source.get("url")
         place = f"pretrained: {tag}=/path/to/file"
     else:
-        return f"CLIP {model}: it cannot be made: {_why(error)}."
+        needs = " Expected open_clip_config.json and open_clip_model.safetensors in that folder."
+        return f"CLIP {model}: it cannot be made: {_why(error)}.{needs if model.startswith(SCHEMES) else ''}"
     is_on_hub = source.get("hf_hub") or model.startswith("hf-hub:")
     folder = cache_dir or (HF_HUB_CACHE if is_on_hub else Path("~/.cache/clip").expanduser())
     return (

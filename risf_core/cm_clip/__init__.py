@@ -4,8 +4,10 @@ The calibration of RISF (Jung et al., Re-scoring using image-language similarity
 2024). A detection of class k with score s gets ``c * s + (1 - c) * p_k``, where p is the softmax of temperature times
 the cosines between its crop and the names of a label space with "background" last.
 
-Cosines are encoded once (`encode_detections`) and stored; weights, temperatures and narrower label spaces are then
-arithmetic on files (`apply_cm_clip`).
+`clip` makes embeddings of boxes and texts with any CLIP of open_clip: `crops` cuts boxes out, `texts` averages
+prompts and stores what it encoded, `costs` chooses precision and batch, `dense` embeds all boxes of an image at once.
+`encoding` does so for stored detections, each box once (`encode_detections`, `embed_detections`); weights,
+temperatures, fusions and narrower label spaces are then arithmetic on files (`scores`, `apply_cm_clip`).
 """
 
 from risf_core.clip_models import load_clip as load_clip

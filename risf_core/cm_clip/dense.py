@@ -4,7 +4,8 @@ A tower has a stem and four stages (a transformer's blocks are cut into four). T
 RoIAlign makes each box a grid as large as the tower has for its own input size there; the others and the tower's own
 pooling run on these grids. So a box that covers an image of the model's input size has that image's embedding. For
 any other box it is an approximation: the shared stages saw what lies around it, and cut no border. Fewer shared
-stages are dearer and nearer to the crops.
+stages are nearer to the crops. The path pays where an image has more boxes than its area, as the tower sees it, has
+areas of the model's input.
 
 A class token is one token for each box: it attends to itself and the patches of its box, as the mask class tokens of
 Ding et al. (Open-vocabulary universal image segmentation with MaskCLIP, ICML 2023).
