@@ -38,6 +38,7 @@ class Way(NamedTuple):
 
 
 PUBLISHED = Way("published", "fp32", "crop")
+IN_MEMORY_TOO = ("none", "share=object")
 
 
 def exact_ways(params: LatencyParams) -> list[Way]:
@@ -48,13 +49,16 @@ def exact_ways(params: LatencyParams) -> list[Way]:
 
 
 def all_ways(params: LatencyParams) -> list[Way]:
-    """`exact_ways`, ours with images in memory, and ours with each approximation on the path of crops."""
+    """`exact_ways`, and on the path of crops ours with each approximation; of some also with the images in memory."""
     names = [f"share={share}" for share in params.shares] + [f"budget={budget}" for budget in params.budgets]
     ways = exact_ways(params)
-    if "crop" in params.paths:
-        for precision in params.precisions:
-            ways.append(Way("ours", precision, "crop", images_from="memory"))
-            ways += [Way("ours", precision, "crop", name) for name in names]
+    for precision in params.precisions if "crop" in params.paths else ():
+        ways += [Way("ours", precision, "crop", name) for name in names]
+        ways += [
+            Way("ours", precision, "crop", name, "memory")
+            for name in ("none", *names)
+            if name in IN_MEMORY_TOO
+        ]
     return ways
 
 
