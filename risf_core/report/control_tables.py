@@ -34,6 +34,7 @@ def part_rows(
     if frame.empty or not (frame["part"] == part).any():
         return pd.DataFrame(columns=[*keys, *values])
     frame = frame[frame["part"] == part].dropna(axis=1, how="all")
+    frame = frame.reindex(columns=[*frame.columns, *(name for name in values if name not in frame)])
     return sort_cells(drop_repeats(frame, keys, [name for name in values if name in frame]), keys)
 
 
@@ -141,10 +142,14 @@ def size_table(records: Sequence[Mapping]) -> Table:
 
 
 def class_rows(records: Sequence[Mapping]) -> pd.DataFrame:
-    """Rows of part "class" with ``gain``: one for each (role, split, arm, loss, shots, clip, class name, seed)."""
+    """Rows of part "class" with ``gain``: one for each (role, split, arm, loss, shots, clip, class name, seed).
+
+    Classes without an object in the test images are left out.
+    """
     keys = ["role", "split", "arm", "loss", "shots", "clip", "name", "seed"]
     frame = part_rows(records, "class", keys, ["without", "with", "accuracy", "shot_accuracy"])
-    return frame.assign(gain=frame["with"] - frame["without"])
+    frame = frame.assign(gain=pd.to_numeric(frame["with"]) - pd.to_numeric(frame["without"]))
+    return frame.dropna(subset=["gain"]).reset_index(drop=True)
 
 
 def class_cells(records: Sequence[Mapping]) -> pd.DataFrame:
