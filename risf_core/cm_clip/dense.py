@@ -130,7 +130,7 @@ def _parts(visual: nn.Module) -> Parts:
         return Parts(visual.stem, stages, visual.attnpool, (4, 4, 8, 16, 32))
     if isinstance(visual, VisionTransformer):
         blocks = visual.transformer.resblocks
-        if all(type(block) is ResidualAttentionBlock for block in blocks) and visual.attn_pool is None:
+        if all(type(block) is ResidualAttentionBlock for block in blocks):
             return _vit_parts(visual, blocks)
     trunk = visual.trunk if isinstance(visual, TimmModel) else None
     if isinstance(trunk, TimmVisionTransformer) and trunk.num_prefix_tokens == 0:
