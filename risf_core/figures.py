@@ -25,6 +25,7 @@ from risf_core.report.figure_style import (
     styled,
 )
 from risf_core.report.label_space_figures import selection_figure, single_changes_figure
+from risf_core.report.latency_figures import latency_figures
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
@@ -196,6 +197,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "sensitivity_beta_omega": beta_omega_figure(records),
         "sensitivity_gamma_epsilon": gamma_epsilon_figure(records),
         "backbones": backbones_figure(records),
+        **latency_figures(records),
         "label_space_selection": selection_figure(records),
         "label_space_single_changes": single_changes_figure(records),
         "rescoring_controls": controls_figure(records),

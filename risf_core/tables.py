@@ -13,6 +13,7 @@ import pandas as pd
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
+from risf_core.report.latency_tables import latency_tables
 from risf_core.report.other_detectors_tables import (
     other_detectors_files_table,
     other_detectors_scores_table,
@@ -369,7 +370,8 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [size_table(records), class_gain_table(records), class_rule_table(records)]
     tables += [other_detectors_table(records), other_detectors_scores_table(records)]
     tables += [other_detectors_files_table(records)]
-    tables += [base_training_table(records), tiny_clip_table(records), cost_table(records)]
+    tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
+    tables += [cost_table(records)]
     if note := repeats_note(records):
         tables = [replace(table, caption=f"{table.caption}{note}") for table in tables]
     if any((record["params"].get("clip") or {}).get("path_only") for record in records if "params" in record):

@@ -30,6 +30,7 @@ NOTEBOOKS = {
     "evaluation": "21_evaluate",
     "base_training": "10_base_training",
     "tiny_clip": "12_tiny_clip",
+    "latency_": "34_latency",
 }
 WIDE_SPACE = "novel+base+background"
 TABLE_ENDINGS, FIGURE_ENDINGS = ("csv", "md", "tex"), ("png", "pdf", "txt")

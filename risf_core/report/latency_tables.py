@@ -1,0 +1,337 @@
+"""What re-scoring costs: tables of 34_latency, whose times stand in the records' environment."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from risf_core.report.statistics import notebook_of
+from risf_core.report.table_format import NOT_PLANNED, Table, number
+
+NOTEBOOK = "34_latency"
+WAY = ["way", "precision", "path", "approximation", "images_from"]
+KEYS = {  # of the rows of each kind
+    "stored": ["split", "shots", "seed", "clip", *WAY],
+    "equality": ["split", "shots", "seed", "clip"],
+    "parts": ["clip", *WAY],
+    "all_c": ["clip", "num_c", *WAY],
+    "floor": ["clip", "precision"],
+    "boxes": ["clip", "boxes", *WAY],
+    "detector": ["detector"],
+}
+PARTS = ("decode", "detector", "read_again", "crop", "encode", "blend")
+MEASURED_NOTE = (
+    "Times and memory are of the one machine that the record's environment names, one process and its threads, nothing "
+    "else meant to run; they differ between repeats, all else repeats exactly."
+)
+PUBLISHED_NOTE = (
+    "published: the released code's way, written anew: image by image, each read again, one batch in float32 in "
+    "contiguous memory, CLIP fed BGR without mean and std (which is why its nAP differs)."
+)
+
+
+def latency_rows(records: Sequence[Mapping], kind: str) -> pd.DataFrame:
+    """Rows of one kind, each with what was measured for it (missing where a record's environment does not say)."""
+    rows = []
+    for record in sorted(records, key=lambda record: record["run_id"]):
+        if notebook_of(record) != NOTEBOOK:
+            continue
+        measured = (record.get("environment") or {}).get("latency") or []
+        times = {_key(row, kind): row for row in measured if row["kind"] == kind}
+        for row in record.get("rows") or []:
+            if row["kind"] == kind:
+                rows.append(row | times.get(_key(row, kind), {}) | {"run_id": record["run_id"]})
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=KEYS[kind])
+
+
+def _key(row: Mapping, kind: str) -> tuple:
+    return (row["kind"], *(row.get(name) for name in KEYS[kind]))
+
+
+def way_name(row: Mapping) -> str:
+    """A way in a word or four: ``ours bf16, share=object``."""
+    if row["way"] == "published":
+        return "published"
+    parts = [f"{row['way']} {row['precision']}"]
+    parts += [row["path"]] * (row["path"] != "crop") + [row["approximation"]] * (
+        row["approximation"] != "none"
+    )
+    return ", ".join(parts + ["images in memory"] * (row["images_from"] == "memory"))
+
+
+def accuracy_cells(records: Sequence[Mapping]) -> pd.DataFrame:
+    """Each way of each CLIP on stored boxes: means over the stored cells.
+
+    Returns:
+        The keys, nAP, nAP50, ``change`` and ``change_nAP50`` against ours in fp32 with every crop (mean and largest
+        over the cells), share of the boxes encoded, ms and CPU ms an image, peak memory, and ``times_faster`` than the
+        published way: ratio of the means.
+    """
+    frame = latency_rows(records, "stored")
+    columns = [
+        "clip",
+        *WAY,
+        "n",
+        "nAP",
+        "nAP50",
+        "change",
+        "largest_change",
+        "change_nAP50",
+        "encoded",
+        "ms",
+        "cpu_ms",
+    ]
+    columns += ["peak_mib", "times_faster", "cpu_times_faster", "boxes_per_image"]
+    rows = []
+    for clip, own in frame.groupby("clip", sort=False) if len(frame) else ():
+        cell = ["split", "shots", "seed"]
+        is_exact = (own["way"] == "ours") & (own["precision"] == "fp32") & (own["path"] == "crop")
+        is_exact &= (own["approximation"] == "none") & (own["images_from"] == "files")
+        exact = own[is_exact].set_index(cell)
+        published = own[own["way"] == "published"]
+        for key, group in own.groupby(WAY, sort=False):
+            paired = group.set_index(cell)
+            change = paired["nAP"] - exact["nAP"].reindex(paired.index)
+            change_50 = paired["nAP50"] - exact["nAP50"].reindex(paired.index)
+            ms, cpu = (_mean(group, name) for name in ("ms", "cpu_ms"))
+            row = dict(zip(WAY, key, strict=True)) | {"clip": clip, "n": len(group)}
+            row |= {"nAP": group["nAP"].mean(), "nAP50": group["nAP50"].mean(), "change": change.mean()}
+            row |= {"largest_change": change.abs().max(), "change_nAP50": change_50.mean()}
+            row |= {"encoded": group["encoded"].sum() / group["num_boxes"].sum(), "ms": ms, "cpu_ms": cpu}
+            row |= {"peak_mib": group["peak_mib"].max() if "peak_mib" in group else math.nan}
+            row |= {
+                "times_faster": _mean(published, "ms") / ms,
+                "cpu_times_faster": _mean(published, "cpu_ms") / cpu,
+            }
+            rows.append(row | {"boxes_per_image": group["num_boxes"].sum() / group["num_images"].sum()})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _mean(frame: pd.DataFrame, name: str) -> float:
+    return float(frame[name].mean()) if name in frame and len(frame) else math.nan
+
+
+def latency_accuracy_table(records: Sequence[Mapping]) -> Table:
+    """nAP and cost of each way on the same stored boxes."""
+    data = accuracy_cells(records)
+    display = pd.DataFrame({"CLIP": data["clip"], "way": [way_name(row) for row in data.to_dict("records")]})
+    display["crops encoded (%)"] = [number(100 * value, decimals=0) for value in data["encoded"]]
+    display["ms/image"] = [number(value, decimals=2) for value in data["ms"]]
+    display["CPU ms/image"] = [number(value, decimals=2) for value in data["cpu_ms"]]
+    display["times faster"] = [number(value, decimals=2) for value in data["times_faster"]]
+    display["nAP (%)"] = [number(value, decimals=2) for value in data["nAP"]]
+    changes = zip(data["change"], data["way"], strict=True)
+    display["change of nAP"] = [
+        NOT_PLANNED if way == "published" else number(value, decimals=2, sign=True) for value, way in changes
+    ]
+    display["nAP50 (%)"] = [number(value, decimals=2) for value in data["nAP50"]]
+    display["peak memory (MiB)"] = [number(value, decimals=0) for value in data["peak_mib"]]
+    difference = latency_rows(records, "equality")
+    largest = difference["largest_difference"].max() if "largest_difference" in difference else math.nan
+    same = (
+        ""
+        if math.isnan(largest)
+        else f" Fed the same, both ways' scores differ by at most {largest:.1e} in float32."
+    )
+    density = (
+        f"{data['boxes_per_image'].mean():.1f} boxes above the threshold an image; " if len(data) else ""
+    )
+    caption = (
+        f"Accuracy and cost of re-scoring, detector apart, on the stored boxes of all test images: {density}means over "
+        "the stored cells, each measured once for each way. Change of nAP: against ours in fp32 with every crop. "
+        "dense: one forward pass an image and RoIAlign on its map. share: one crop for boxes of IoU > 0.9 (iou) or "
+        "> 0.5 (object), or of one proposal. budget: crops an image. Images are read from their files, or they are "
+        "in memory since the detector has decoded them. Peak memory is above the loaded models. "
+        f"{PUBLISHED_NOTE}{same} {MEASURED_NOTE}"
+    )
+    return Table("latency_accuracy", caption, data, display)
+
+
+def latency_c_table(records: Sequence[Mapping]) -> Table:
+    """Seconds of new scores for many values of c."""
+    data = latency_rows(records, "all_c")
+    if len(data):
+        published = data[data["way"] == "published"].set_index("clip").get("seconds", pd.Series(dtype=float))
+        seconds = data["seconds"] if "seconds" in data else pd.Series(math.nan, index=data.index)
+        data = data.assign(times_faster=data["clip"].map(published) / seconds)
+    display = pd.DataFrame({"CLIP": data["clip"], "way": [way_name(row) for row in data.to_dict("records")]})
+    for name, head, decimals in (("seconds", "seconds", 2), ("times_faster", "times faster", 1)):
+        display[head] = [number(value, decimals=decimals) for value in data[name]] if name in data else ""
+    facts = ""
+    if len(data):
+        first = data.iloc[0]
+        facts = f"for {first['num_c']} values of c on {first['num_images']} images with {first['num_boxes']} boxes "
+    caption = (
+        f"New scores {facts}of one stored cell, images read from files. The published way encodes all crops anew for "
+        f"each c, ours once. {MEASURED_NOTE}"
+    )
+    return Table("latency_c", caption, data.drop(columns=["kind", "run_id"], errors="ignore"), display)
+
+
+def parts_cells(records: Sequence[Mapping]) -> pd.DataFrame:
+    """One row for each CLIP, way and part: median, 95th percentile (missing where n does not allow it), largest."""
+    rows = []
+    for row in latency_rows(records, "parts").to_dict("records"):
+        key = {name: row[name] for name in KEYS["parts"]} | {"num_images": row["num_images"]}
+        key["num_boxes"] = row["num_boxes"]
+        for part in (*PARTS, "total"):
+            if isinstance(row.get(part), Mapping):
+                rows.append(key | {"part": part, **row[part]})
+    columns = [*KEYS["parts"], "num_images", "num_boxes", "part", "n", "p50", "p95", "mean", "max"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def latency_parts_table(records: Sequence[Mapping]) -> Table:
+    """Milliseconds of each part of an image, median / 95th percentile."""
+    data = parts_cells(records)
+    lines = []
+    for key, own in data.groupby(KEYS["parts"], sort=False, dropna=False) if len(data) else ():
+        row = dict(zip(KEYS["parts"], key, strict=True))
+        line = {"CLIP": row["clip"], "way": way_name(row)}
+        cells = own.set_index("part").to_dict("index")
+        for part in (*PARTS, "total"):
+            head = part.replace("_", " ") + " (ms)"
+            line[head] = _percentiles(cells[part]) if part in cells else NOT_PLANNED
+        line["images/s"] = number(1000 / cells["total"]["mean"])
+        lines.append(line | {"n": str(cells["total"]["n"])})
+    texts = latency_rows(records, "parts")
+    once = ""
+    if "text_once" in texts:
+        spans = texts.groupby("clip", sort=False)["text_once"].first().items()
+        once = (
+            " Texts are encoded once for a label space: "
+            + "; ".join(f"{c} {v:.0f} ms" for c, v in spans)
+            + "."
+        )
+    caption = (
+        "Milliseconds of one image after another, from the file to the new scores: median / 95th percentile over n "
+        "images ('max' in place of the percentile where n is below 20). total: end to end, detector included; the "
+        "boxes are the stored ones of a fine-tuned head, the detector run is the base model's. dense has no crops to "
+        f"make. read again: the published way reads the image a second time.{once} {MEASURED_NOTE}"
+    )
+    columns = [
+        "CLIP",
+        "way",
+        *(part.replace("_", " ") + " (ms)" for part in (*PARTS, "total")),
+        "images/s",
+        "n",
+    ]
+    return Table("latency_parts", caption, data, pd.DataFrame(lines, columns=columns))
+
+
+def _percentiles(cell: Mapping) -> str:
+    p95 = cell["p95"]
+    has_p95 = p95 is not None and not math.isnan(p95)
+    tail = number(float(p95)) if has_p95 else f"max {number(float(cell['max']))}"
+    return f"{number(float(cell['p50']))} / {tail}"
+
+
+def boxes_cells(records: Sequence[Mapping]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Milliseconds over boxes an image, and the line fitted to each way.
+
+    Returns:
+        Measured points (clip, way, boxes, n, p50, p95, max), and lines: ``start`` and ``slope`` in ms by least squares
+        on the medians, ``residual``: the largest distance of a point from its line, ``counts`` measured, and
+        ``peak_mib`` of the most boxes. A way with fewer than three counts has no line.
+    """
+    points = latency_rows(records, "boxes")
+    columns = ["clip", *WAY, "is_large", "counts", "start", "slope", "residual", "peak_mib"]
+    rows = []
+    for key, own in points.groupby(["clip", *WAY], sort=False) if "p50" in points else ():
+        own = own.sort_values("boxes")
+        start = slope = residual = math.nan
+        if len(own) >= 3:
+            slope, start = np.polyfit(own["boxes"], own["p50"], 1)
+            residual = float((own["p50"] - (start + slope * own["boxes"])).abs().max())
+        counts = ", ".join(map(str, own["boxes"]))
+        rows.append((*key, own["is_large"].iloc[0], counts, start, slope, residual, own["peak_mib"].iloc[-1]))
+    return points, pd.DataFrame(rows, columns=columns)
+
+
+def latency_boxes_table(records: Sequence[Mapping]) -> Table:
+    """Milliseconds of one image with N boxes as measured, and the line through them."""
+    points, lines = boxes_cells(records)
+    counts = sorted(set(points["boxes"])) if len(points) else []
+    most = max(
+        (record["params"].get("line_to", 100) for record in records if notebook_of(record) == NOTEBOOK),
+        default=100,
+    )
+    display = []
+    for row in lines.to_dict("records"):
+        own = points[(points[["clip", *WAY]] == [row[name] for name in ["clip", *WAY]]).all(axis=1)]
+        own = own.set_index("boxes").to_dict("index")
+        line = {"CLIP": row["clip"], "way": way_name(row)}
+        for count in counts:
+            line[f"{count} boxes (ms)"] = _point(own[count]) if count in own else NOT_PLANNED
+        line["fitted line (ms)"] = line[f"{most} boxes, FITTED (ms)"] = NOT_PLANNED
+        if not math.isnan(row["slope"]):
+            line["fitted line (ms)"] = (
+                f"{number(row['start'])} + {number(row['slope'])} N, within {number(row['residual'])}"
+            )
+            line[f"{most} boxes, FITTED (ms)"] = number(row["start"] + most * row["slope"])
+        display.append(line | {"peak memory (MiB)": number(row["peak_mib"], decimals=0)})
+    caption = (
+        "Milliseconds of re-scoring one decoded picture of noise with N boxes, crops made and encoded: median over n "
+        "repeats (in brackets). The line is fitted to the medians by least squares, 'within' is the largest distance "
+        f"of a point; the column of {most} boxes is read off it, not measured. random weights: what it costs does not "
+        f"depend on them. {_detectors(records)}{PUBLISHED_NOTE} {MEASURED_NOTE}"
+    )
+    data = points.drop(columns=["kind", "run_id"], errors="ignore")
+    if len(lines) and len(data):
+        data = data.merge(lines.drop(columns=["is_large", "peak_mib"]), on=["clip", *WAY], how="left")
+    return Table("latency_boxes", caption, data, pd.DataFrame(display))
+
+
+def _point(cell: Mapping) -> str:
+    return f"{number(float(cell['p50']), decimals=0 if cell['p50'] >= 1000 else 1)} ({cell['n']})"
+
+
+def _detectors(records: Sequence[Mapping]) -> str:
+    """What the detectors alone take, for a caption."""
+    frame = latency_rows(records, "detector")
+    texts = [
+        f"{row['detector']} at {row['image']}: {number(float(row['p50']), decimals=0)} ms (median of {row['n']})"
+        for row in frame.to_dict("records")
+        if "p50" in row
+    ]
+    return f"The detector alone, {'; '.join(texts)}. " if texts else ""
+
+
+def latency_floor_table(records: Sequence[Mapping]) -> Table:
+    """Milliseconds of a crop beside the least its operations could take."""
+    data = latency_rows(records, "floor")
+    if "ms" in data:
+        data = data.assign(share_of_rate=data["floor_ms"] / data["ms"])
+    display = pd.DataFrame({"CLIP": data["clip"], "precision": data["precision"]})
+    shown = (
+        ("parameters", 1e-6, "parameters (M)", 2),
+        ("flops", 1e-9, "GFLOP a crop", 2),
+        ("rate", 1e-9, "matrix rate (GFLOP/s)", 0),
+        ("floor_ms", 1, "floor (ms/crop)", 2),
+        ("ms", 1, "measured (ms/crop)", 2),
+        ("share_of_rate", 100, "of the matrix rate (%)", 0),
+    )
+    for name, factor, head, decimals in shown:
+        if name in data:
+            display[head] = [number(float(value) * factor, decimals=decimals) for value in data[name]]
+    if "batch" in data:
+        display["batch"] = [str(value) for value in data["batch"]]
+    caption = (
+        "The encoder alone against its floor: the operations of a crop's forward pass (as torch counts them, "
+        "multiplications and additions apart) over the rate of a product of two large matrices in the same precision. "
+        f"Measured: median of some forward passes of one batch of crops. {MEASURED_NOTE}"
+    )
+    return Table("latency_floor", caption, data.drop(columns=["kind", "run_id"], errors="ignore"), display)
+
+
+def latency_tables(records: Sequence[Mapping]) -> list[Table]:
+    """All tables of 34_latency."""
+    makers = (
+        latency_accuracy_table,
+        latency_c_table,
+        latency_parts_table,
+        latency_boxes_table,
+        latency_floor_table,
+    )
+    return [make(records) for make in makers]
