@@ -404,7 +404,9 @@ class CmClipParams(Strictly):
     share: Literal["none", "iou", "proposal", "object"] = Field(
         "none", description="whose crop serves other boxes; all but none are approximations"
     )
-    budget: Count | None = Field(None, description="most crops of an image; others have p = 0; null: all")
+    budget: Count | None = Field(
+        None, description="most crops of an image; boxes without one keep their score; null: all"
+    )
     label_spaces: Many[LabelSpace] = Field(("novel+background", "novel+base+background"), min_length=1)
     fusion: FusionName = Field("arithmetic", description="of the two scores; geometric: an extension")
 

@@ -161,11 +161,11 @@ def test_options_choose_what_is_rescored_and_what_is_encoded(command, tmp_path, 
     )  # of image 1 the boxes 2 and 1 share box 3's (IoU 7/9, 6/10), but 0 (5/11) does not
 
 
-def test_budget_gives_the_rest_a_probability_of_zero(command, tmp_path, clip):
+def test_what_a_budget_leaves_out_keeps_its_score(command, tmp_path, clip):
     entries = [entry(1, 3, (0, 0, 8, 10), 0.9), entry(1, 3, (12, 0, 8, 10), 0.5)]
     assert command(entries, "--budget", 1) == 0
     scores = [one["score"] for one in json.loads((tmp_path / "out.json").read_text())]
-    assert scores == pytest.approx([0.63 + 0.3 * HIT, 0.35], abs=1e-6) and clip() == 1
+    assert scores == pytest.approx([0.63 + 0.3 * HIT, 0.5], abs=1e-6) and clip() == 1
 
 
 def test_boxes_without_a_place_in_the_image_are_counted_and_stay(command, tmp_path, clip, capsys):

@@ -33,6 +33,7 @@ REASONS = {
     "not_top": "not among the best of their image",
     "empty": "without an area",
     "outside": "outside their image",
+    "dropped": "beyond the budget of crops",
 }
 
 
@@ -209,11 +210,9 @@ def _tell(counts: dict[str, int], cost: str) -> None:
     parts = [f"{counts[name]} {text}" for name, text in REASONS.items() if counts[name]]
     if parts:
         _say(f"unchanged: {', '.join(parts)}")
-    wanted = max(1, counts["rescored"])
-    shares = [
-        f"{name} {counts[name]} ({counts[name] / wanted:.1%})" for name in ("equal", "shared", "dropped")
-    ]
-    _say(f"boxes without a crop of their own: {', '.join(shares)}")
+    rescored = max(1, counts["rescored"])
+    shares = [f"{name} {counts[name]} ({counts[name] / rescored:.1%})" for name in ("equal", "shared")]
+    _say(f"re-scored by another box's crop: {', '.join(shares)}")
     if counts["repeated"]:
         _say(
             f"{counts['repeated']} entries repeat another one (image, class, box, score) and are treated alike"

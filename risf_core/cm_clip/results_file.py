@@ -233,7 +233,7 @@ def rescore_results(
         score_thresh: Entries at or below it keep their score.
         top: Only the best of an image are re-scored; None: all.
         share: Which boxes share a crop; see `choose_crops`.
-        budget: The most crops of an image; an entry without one is re-scored with a probability of 0.
+        budget: The most crops of an image; an entry without one keeps its score.
         journal: Folder of the encoded crops; see `embed_detections`.
 
     Returns:
@@ -253,18 +253,19 @@ def rescore_results(
         desc="encoding crops",
         journal=journal,
     )
-    _, probs = label_probabilities(
+    encoded, probs = label_probabilities(
         found,
         embeddings.similarities(clip.text_embeds_norm, clip.label_space),
         temperature=clip.temperature,
         label_space=clip.label_space,
         score_thresh=-1.0,
-        not_encoded="refuse" if budget is None else "zero",
+        not_encoded="refuse" if budget is None else "keep",
     )
     scores = results.scores.copy()
-    rows = found.proposals
+    rows = found.proposals[encoded]
     scores[rows] = fuse(scores[rows], probs.astype(np.float64), c=c, fusion=fusion)
-    return scores, counts | {name: count for name, count in embeddings.counts.items() if name != "boxes"}
+    made = {name: embeddings.counts[name] for name in ("equal", "shared", "dropped", "encoded")}
+    return scores, counts | made | {"rescored": counts["rescored"] - made["dropped"]}
 
 
 def compare(
