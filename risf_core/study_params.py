@@ -167,7 +167,7 @@ class LabelSpaceParams(NotebookParams):
     vocabulary: str | None = Field(
         None,
         min_length=1,
-        description="text file of generic names, one a line; null: the world's other concepts, or ImageNet's",
+        description="imagenet, or a text file, one name a line; null: the world's other concepts, or imagenet",
     )
     temperatures: Many[Annotated[float, Field(gt=0, le=1000)] | Literal["learned", "fitted"]] = Field(
         (100.0, "learned", "fitted"), min_length=1, description="factor of the cosines"
@@ -184,7 +184,7 @@ class LabelSpaceParams(NotebookParams):
     loss: str = Field("ce", description="name of the loss whose cells are taken")
 
     def user_files(self) -> tuple[str, ...]:
-        return (self.vocabulary,) if self.vocabulary else ()
+        return (self.vocabulary,) if self.vocabulary not in (None, "imagenet") else ()
 
     @model_validator(mode="after")
     def _holds_the_paper(self) -> Self:

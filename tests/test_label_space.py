@@ -70,6 +70,8 @@ def test_real_data_get_imagenets_names(tmp_path):
     assert "tench" in vocabulary.removed and "goldfish" in vocabulary.removed
     assert not {"tench", "goldfish"} & set(vocabulary.names)
     assert len(set(vocabulary.names)) == len(vocabulary.names) == 1000 - len(vocabulary.removed)
+    asked_for = params_of(vocabulary="imagenet")  # of the pictogram world
+    assert asked_for.user_files() == () and "tench" in generic_vocabulary(WORLD, asked_for).names
 
 
 def test_a_label_space_has_novel_names_first_and_background_last():

@@ -120,6 +120,7 @@ def single_changes_figure(records: Sequence[Mapping], *, metric: str = "nAP50") 
             ax.set_title(key[0])
         ax.set_yticks(range(len(names)), [change_text(name) for name in names], fontsize=7.5)
     legend_below(figure, axes[0, 0], columns=6)
+    figure.draw_without_rendering()  # the layout takes two passes to make room for the names
     caption = (
         f"{NOT_THE_PAPER} What each thing contributes to {metric}. 'only X': the paper's setting with X alone changed, "
         "less the paper's; 'c chosen': and c as well. 'all but X': the selected setting less the best one that keeps "

@@ -81,10 +81,10 @@ def generic_vocabulary(benchmark: Benchmark, params: LabelSpaceParams) -> Vocabu
     Raises:
         DataError: If the user's file has no name but those of classes.
     """
-    if params.vocabulary is not None:
+    if params.user_files():
         path = project_path(params.vocabulary)
         listed, source = _names_in(path), path.name
-    elif params.data.source == "pictograms":
+    elif params.vocabulary is None and params.data.source == "pictograms":
         listed, source = EXTRA_CONCEPTS, "other concepts of the pictogram world"
     else:
         from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
