@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections
 from risf_core.errors import DataError, ParamsError
+from risf_core.fine_tuning import rescored
+from risf_core.params import CmClipParams
 from tests.color_clip import NAMES, ColorClip, color_clip, color_tokens
 
 
@@ -318,3 +321,21 @@ def test_weights_and_structure_make_the_hash():
     assert weights_hash(same) == weights_hash(layers)
     assert weights_hash(torch.nn.Sequential(layers[0], torch.nn.ReLU())) != weights_hash(layers)
     assert weights_hash(same.to(torch.bfloat16)) != weights_hash(layers)
+
+
+# ---------------------------------------------------------------------------------------------- parameters
+
+
+def test_parameters_reach_the_crops_and_what_is_left_out_keeps_its_score(tmp_path):
+    detections, data = scene(tmp_path)
+    params = CmClipParams(share="iou", budget=2, label_spaces=("novel+background",))
+    clip = same_clip()
+    similarities = encode_detections(detections, data, clip, **params.crop_choice())
+    owners, _ = choose_crops(detections, np.ones(42, bool), share="iou", budget=2)
+    benchmark = SimpleNamespace(novel_names=NAMES, base_names=())
+    ((_, after),) = rescored(detections, similarities, benchmark, params)
+    new = after.scores[np.argsort(after.proposals)][detections.proposals]
+    assert np.array_equal(new != detections.scores, owners >= 0) and 0 < (owners < 0).sum() < 42
+    without_budget = CmClipParams(label_spaces=("novel+background",))
+    with pytest.raises(DataError, match="were not encoded"):
+        list(rescored(detections, similarities, benchmark, without_budget))
