@@ -146,7 +146,7 @@ def _options(point: dict, tuned: FineTuningParams, folder: Path, benchmark: Benc
         "label_space": label_space_names(point["label_space"], **names),
         "rescored_classes": benchmark.novel_names,
         "score_thresh": point["score_thresh"],
-        "not_encoded": "refuse" if tuned.cm_clip.budget is None else "zero",
+        "not_encoded": tuned.cm_clip.not_encoded,
     }
 
 

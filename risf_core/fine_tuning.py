@@ -252,7 +252,7 @@ def rescored(
                 rescored_classes=benchmark.novel_names,
                 score_thresh=cm_clip.score_thresh,
                 fusion=cm_clip.fusion,
-                not_encoded="refuse" if cm_clip.budget is None else "keep",
+                not_encoded=cm_clip.not_encoded,
             ),
         )
 

@@ -419,6 +419,11 @@ class CmClipParams(Strictly):
         names = ("path", "dense_scale", "dense_stages", "precision", "memory_budget_mb")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def not_encoded(self) -> str:
+        """What becomes of a box to re-score without a crop: a budget leaves boxes out, else there is none."""
+        return "refuse" if self.budget is None else "keep"
+
     def crop_choice(self) -> dict[str, Any]:
         """Which boxes get a crop."""
         return {"share": self.share, "budget": self.budget}

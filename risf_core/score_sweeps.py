@@ -57,10 +57,9 @@ class ScoreSweep:
         Raises:
             DataError: If the detections do not fit the evaluator's data, or a metric is unknown.
         """
-        unknown = [name for name in metrics if name not in METRICS]
-        if unknown or not metrics:
+        if not metrics or set(metrics) - METRICS.keys() or len(set(metrics)) < len(metrics):
             raise DataError(
-                f"metrics are {list(metrics)}. Expected one or more of: {', '.join(METRICS)}, without repeats."
+                f"metrics are {list(metrics)}. Expected one or more of: {', '.join(METRICS)}, each once."
             )
         evaluator._check(detections)
         self.evaluator, self.detections = evaluator, detections

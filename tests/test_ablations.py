@@ -137,6 +137,22 @@ def test_other_axes_have_rows_of_their_own(stored_run):
     }
 
 
+def test_boxes_beyond_a_budget_keep_their_score_as_in_fine_tuning(stored_run):
+    """The wrong box was not encoded: at c = 0 the right one's probability of 1 passes its 0.9, and without it 0.5."""
+    run, upstream = stored_run
+    cosines = np.array([[np.nan] * 3, [0.3, 0.0, 0.0], [np.nan] * 3])
+    stored = Similarities(cosines, np.array([False, True, False]), ("queen", "king", "background"))
+    stored.save(upstream.dir / "similarities" / "seed0-kshot-ce.npz")
+    values = {"profile": "t", "fine_tuning": ["x.yaml"], "seeds": (0,), "label_spaces": ["novel+background"]}
+    with pytest.raises(DataError, match="1 detections to re-score were not encoded"):
+        ablations.ablate_c(AblationCParams(**values, c=(0.0, 0.9)), run)
+    upstream.record["params"]["cm_clip"]["budget"] = 1
+    rows = {
+        row["c"]: row["nAP50"] for row in ablations.ablate_c(AblationCParams(**values, c=(0.0, 0.9)), run)
+    }
+    assert rows == {0.0: pytest.approx(100 * 51 / 101), 0.9: pytest.approx(100 * 51 / 101 / 2)}
+
+
 def test_a_threshold_below_the_encoded_one_is_refused(stored_run):
     run, _ = stored_run
     params = AblationCParams(profile="t", fine_tuning=["x.yaml"], score_threshs=(0.01,), seeds=(0,))
