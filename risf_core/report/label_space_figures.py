@@ -102,7 +102,7 @@ def single_changes_figure(records: Sequence[Mapping], *, metric: str = "nAP50") 
     if cells.empty:
         return nothing_yet(NOTEBOOK)
     places = groups(cells, KEYS[:3])
-    names = list(dict.fromkeys(cells["what"]))[::-1]
+    names = list(dict.fromkeys(cells.sort_values("place")["what"]))[::-1]
     all_shots = ordered("shots", cells["shots"])
     figure, axes = panels(1, len(places), width=6.4, height=0.23 * len(names) + 0.6, sharey=True)
     for ax, (key, own) in zip(axes[0], places, strict=True):
@@ -120,7 +120,7 @@ def single_changes_figure(records: Sequence[Mapping], *, metric: str = "nAP50") 
             ax.set_title(key[0])
         ax.set_yticks(range(len(names)), [change_text(name) for name in names], fontsize=7.5)
     legend_below(figure, axes[0, 0], columns=6)
-    figure.draw_without_rendering()  # the layout takes two passes to make room for the names
+    figure.get_layout_engine().set(w_pad=0.2)  # small letters are wider when saved than when laid out
     caption = (
         f"{NOT_THE_PAPER} What each thing contributes to {metric}. 'only X': the paper's setting with X alone changed, "
         "less the paper's; 'c chosen': and c as well. 'all but X': the selected setting less the best one that keeps "
