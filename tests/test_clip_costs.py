@@ -1,0 +1,121 @@
+"""Precision, batches within a memory budget, and scores that no batch changes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from risf_core.cm_clip import CMCLIP, costs
+from risf_core.cm_clip.costs import crops_within, fastest_precision, in_precision
+from risf_core.errors import ParamsError
+from tests.small_clips import TOWERS, long_tokens, small_clip, tokens
+
+IMAGE = torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+CORNERS = torch.rand(11, 2, generator=torch.Generator().manual_seed(1)) * 60
+BOXES = torch.cat([CORNERS, CORNERS + 5 + torch.arange(11)[:, None] * torch.tensor([3.0, 5.0])], dim=1)
+
+
+@pytest.mark.parametrize("kind", [*TOWERS, "coca"])
+def test_scores_equal_each_crop_alone_within_a_hundred_thousandth(kind):
+    model, tokenizer = small_clip(kind), tokens if kind == "coca" else long_tokens
+    together, alone = (
+        CMCLIP(model, tokenizer, ["cat", "dog"], batch_size=count).probabilities(IMAGE, BOXES)
+        for count in (64, 1)
+    )
+    assert (together - alone).abs().max() < 1e-5
+    assert (together.amax(0) - together.amin(0)).max() > 1e-3  # crops differ, so that the band says something
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["resnet", "siglip", "convnext", "coca"])
+def test_reduced_precision_is_near_and_leaves_the_model_alone(kind, precision):
+    model, tokenizer = small_clip(kind), tokens if kind == "coca" else long_tokens
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    full, reduced = (CMCLIP(model, tokenizer, ["cat", "dog"], precision=name) for name in ("fp32", precision))
+    assert full.model is model and reduced.precision == precision
+    expected, found = full.cosines(IMAGE, BOXES), reduced.cosines(IMAGE, BOXES)
+    assert found.dtype == torch.float32 and 0 < (expected - found).abs().max() < 0.03
+    assert torch.equal(full.text_embeds_norm, reduced.text_embeds_norm)
+    assert {weight.dtype for weight in reduced.model.visual.parameters()} == {costs.PRECISIONS[precision]}
+    now = model.state_dict()
+    assert all(
+        torch.equal(now[name], value) and now[name].dtype == value.dtype for name, value in before.items()
+    )
+    shared = [name for name, _ in model.named_parameters() if not name.startswith("visual.")]
+    own = dict(reduced.model.named_parameters())
+    assert shared and all(own[name] is model.get_parameter(name) for name in shared)
+
+
+def test_the_fastest_precision_is_measured_and_noted(monkeypatch):
+    model = small_clip("resnet")
+    name, probe = fastest_precision(model, (64, 64))
+    assert name == min(probe["ms_per_crop"], key=probe["ms_per_crop"].get) and "fp32" in probe["ms_per_crop"]
+    assert set(probe["matmul_gflops"]) == {"fp32", "bf16", "fp16"}
+    rates = {torch.float32: 100.0, torch.bfloat16: 300.0, torch.float16: 0.3}
+    times = {torch.float32: 9.0, torch.bfloat16: 3.0}
+    monkeypatch.setattr(costs, "_matmul_gflops", lambda dtype, device: rates[dtype])
+    monkeypatch.setattr(costs, "_ms_per_crop", lambda model, dtype, size, device: times[dtype])
+    clip = CMCLIP(model, long_tokens, ["cat"], precision="auto")
+    assert clip.precision == "bf16" and clip.probe["ms_per_crop"] == {"fp32": 9.0, "bf16": 3.0}
+    assert json.loads(json.dumps(clip.facts()))["precision"] == "bf16"
+    times[torch.bfloat16] = 10.0
+    assert CMCLIP(model, long_tokens, ["cat"], precision="auto").precision == "fp32"
+
+
+def test_batch_follows_from_the_budget():
+    model = small_clip("resnet")
+    options = {"image_size": (64, 64), "dtype": torch.float32}
+    counts = [crops_within(model, budget, **options) for budget in (33, 40, 1024)]
+    assert 1 <= counts[0] < counts[1] < counts[2] == costs.MAX_BATCH
+    half = crops_within(in_precision(model, "bf16"), 40, image_size=(64, 64), dtype=torch.bfloat16)
+    assert counts[1] < half
+    assert CMCLIP(model, long_tokens, ["cat"], memory_budget_mb=40).batch_size == counts[1]
+    assert CMCLIP(model, long_tokens, ["cat"], memory_budget_mb=40, batch_size=7).batch_size == 7
+    with pytest.raises(
+        ParamsError, match="memory_budget_mb is 20, but one crop of 64 x 64 pixels takes 33 MiB"
+    ):
+        crops_within(model, 20, **options)
+
+
+PEAK = """
+import sys, torch
+from risf_core.clip_models import load_clip
+from risf_core.cm_clip import CMCLIP
+
+def status(key):
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+torch.set_num_threads(1)
+name, budget, count = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+loaded = load_clip(name, None)
+clip = CMCLIP(loaded.model, loaded.tokenizer, ["cat"], memory_budget_mb=budget)
+image = torch.zeros(3, 480, 640, dtype=torch.uint8)
+corners = torch.rand(count, 2) * 400
+boxes = torch.cat([corners, corners + 80], dim=1)
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+assert clip.embed_boxes(image, boxes).shape[0] == count
+print(status("VmHWM") - before, clip.batch_size)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's peak of a process is Linux's")
+@pytest.mark.parametrize(
+    ("name", "budget", "count"),
+    [
+        ("risf-tiny-resnet", 50, 2000),
+        ("risf-tiny-resnet", 50, 1),
+        ("risf-tiny-vit", 50, 2000),
+        ("RN50", 120, 8),
+    ],
+)
+def test_a_process_stays_within_its_budget(name, budget, count):
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, name, str(budget), str(count)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    peak, batch = map(float, done.stdout.split())
+    assert 1 < peak <= budget and batch < costs.MAX_BATCH
