@@ -14,6 +14,11 @@ NOT_THE_PAPER = "EXTENSION, not part of the reproduction."
 INTERVAL_NOTE = (
     "± is the half-width of the 95 % Student-t interval over seeds of one base model per split and one CLIP."
 )
+GRID_NOTE = (
+    "T: factor of the cosines (the paper's 100, CLIP's own learned one, or fitted by maximum likelihood where is "
+    "chosen). visual: the K shots' embeddings as a cache beside the novel names, after Tip-Adapter, with weight α and "
+    "sharpness β. geometric: the two scores are multiplied, with exponents c and 1 − c."
+)
 CHOICE_NOTE = (
     "selected: chosen by the mean nAP50 of split {chosen} and reported on split {reported}; the splits have other "
     "novel classes and base models, but the same test images and CLIP. TEST ORACLE: the best on the reported split "
@@ -111,7 +116,7 @@ def selection_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Tab
     caption = (
         f"{NOT_THE_PAPER} {metric} (%) of the same stored detections (split {_splits(records, 'reported')}) with "
         f"CM-CLIP in the paper's setting and in others that need no training. {choice_note(records)} The three columns "
-        f"with − are paired differences in points. {vocabulary_note(records)} {INTERVAL_NOTE}"
+        f"with − are paired differences in points. {GRID_NOTE} {vocabulary_note(records)} {INTERVAL_NOTE}"
     )
     return Table("label_space_selection", caption, cells, readable(pd.DataFrame(lines, dtype=object)))
 
@@ -128,8 +133,16 @@ def choice_note(records: Sequence[Mapping]) -> str:
 
 
 def vocabulary_note(records: Sequence[Mapping]) -> str:
-    """Which generic names compete, for a caption."""
-    names = "; ".join(dict.fromkeys(study_rows(records)["vocabulary"])) or "named in the records"
+    """Which generic names compete and how many were removed since they are classes, for a caption."""
+    found: dict[str, dict] = {}
+    for record in records:
+        if notebook_of(record) == NOTEBOOK:
+            found |= {one["source"]: one for one in (record["metrics"].get("vocabulary") or {}).values()}
+    counts = [
+        f"{source} ({len(one['names'])} names, {len(one['removed'])} removed that are classes or repeated)"
+        for source, one in found.items()
+    ]
+    names = "; ".join(counts) or "named in the records"
     clutter = KNOWN_CLUTTER if "pictogram world" in names else ""
     return VOCABULARY_NOTE.format(vocabulary=names) + clutter
 
@@ -179,6 +192,6 @@ def single_changes_table(records: Sequence[Mapping], *, metric: str = "nAP50") -
         f"{NOT_THE_PAPER} Paired differences of {metric} in points. 'only X': the paper's setting with X alone "
         "changed, at the paper's c or with c chosen as well. 'all but X': what the selected setting gains over the "
         "best one that keeps X as in the paper. Numbers without a name (visual, c) are the best of the grid for that "
-        f"K. {choice_note(records)} {vocabulary_note(records)} {INTERVAL_NOTE}"
+        f"K. {choice_note(records)} {GRID_NOTE} {vocabulary_note(records)} {INTERVAL_NOTE}"
     )
     return Table("label_space_single_changes", caption, data, readable(display))
