@@ -9,6 +9,7 @@ from dataclasses import replace
 import pandas as pd
 from matplotlib.axes import Axes
 
+from risf_core.report.backbone_figures import backbones_at_accuracy_figure
 from risf_core.report.control_figures import class_gain_figure, controls_figure, size_figure
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
@@ -197,6 +198,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "sensitivity_beta_omega": beta_omega_figure(records),
         "sensitivity_gamma_epsilon": gamma_epsilon_figure(records),
         "backbones": backbones_figure(records),
+        "backbones_at_accuracy": backbones_at_accuracy_figure(records),
         **latency_figures(records),
         "label_space_selection": selection_figure(records),
         "label_space_single_changes": single_changes_figure(records),

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pandas as pd
 
+from risf_core.report.backbone_tables import backbones_at_accuracy_table, backbones_cost_table
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
@@ -364,6 +365,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [per_class_table(records, setting=setting) for setting in ("fsod", "gfsod")]
     tables += [sensitivity_c_table(records, metric=metric) for metric in ("nAP50", "nAP")]
     tables += [beta_omega_table(records), gamma_epsilon_table(records), backbones_table(records)]
+    tables += [backbones_at_accuracy_table(records), backbones_cost_table(records)]
     tables += [wide_table(records), gfsod_table(records), rescored_table(records, plan=plan)]
     tables += [evaluation_table(records), evaluation_classes_table(records)]
     tables += [selection_table(records), single_changes_table(records), controls_table(records)]

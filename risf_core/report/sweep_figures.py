@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from risf_core.report.backbone_tables import accuracy_curves
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
@@ -13,6 +14,7 @@ from risf_core.report.figure_style import (
     groups,
     legend_below,
     look_of,
+    message,
     nothing_yet,
     panel_title,
     panels,
@@ -171,9 +173,12 @@ def _heat_map(ax: Axes, cells: pd.DataFrame, x: str, y: str, limits: tuple[float
 def backbones_figure(records: Sequence[Mapping]) -> Drawing:
     """CM-CLIP's paired gain against the accuracy of its CLIP on novel crops, one panel for each arm."""
     cells = backbone_cells(records)
-    cells = cells[cells["variant"] == ""]
     if cells.empty:
         return nothing_yet("32_clip_backbones")
+    several = set(accuracy_curves(records)["clip"])
+    cells = cells[(cells["variant"] == "") & ~cells["clip"].isin(several)]
+    if cells.empty:
+        return message("Towers at several training lengths stand in the figure backbones_at_accuracy.")
     places = groups(cells, ["split", "arm"])
     pairs = sort_cells(cells[["loss", "shots"]], ["loss", "shots"])
     lines = list(dict.fromkeys(pairs.itertuples(index=False, name=None)))
