@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -119,12 +119,11 @@ def embed_detections(
     batches = _batches([len(span.boxes) for span in spans], clip)
     options = {"cache": cache or ImageCache(0), "desc": desc}
     if journal is None:
-        tables = _embed(batches, spans, clip, {}, **options)
+        embeds_norm = _embed(batches, spans, clip, None, **options)
     else:
         with Journal(journal, _key(spans, clip)) as stored:
-            tables = _embed(batches, spans, clip, stored.tables, keep=stored.add, **options)
-    width = clip.text_embeds_norm.shape[1]
-    return CropEmbeddings(np.concatenate([np.empty((0, width), np.float32), *tables]), rows, counts)
+            embeds_norm = _embed(batches, spans, clip, stored, **options)
+    return CropEmbeddings(embeds_norm, rows, counts)
 
 
 def encode_detections(
@@ -202,17 +201,21 @@ def _embed(
     batches: list[list[_Part]],
     spans: list[_Span],
     clip: CMCLIP,
-    stored: dict[int, np.ndarray],
+    journal: Journal | None,
     *,
     cache: ImageCache,
     desc: str | None,
-    keep: Callable[[int, np.ndarray], None] | None = None,
-) -> list[np.ndarray]:
-    """The embeddings of each batch, of those that are not stored anew; an image is read once."""
-    missing = [number for number in range(len(batches)) if number not in stored]
-    if stored:
+) -> np.ndarray:
+    """The embeddings of all batches, those that are not stored anew: float32 [U, D]; an image is read once."""
+    ends = np.cumsum([0, *(sum(part.stop - part.start for part in batch) for batch in batches)])
+    embeds_norm = np.empty((ends[-1], clip.text_embeds_norm.shape[1]), dtype=np.float32)
+    missing = dict.fromkeys(range(len(batches)))
+    for number, table in [] if journal is None else journal.stored():
+        embeds_norm[ends[number] : ends[number + 1]] = table
+        del missing[number]
+    if len(missing) < len(batches):
         logger.info("%d of %d batches of crops are stored", len(batches) - len(missing), len(batches))
-    found, current, image = dict(stored), -1, None
+    current, image = -1, None
     for number in progress(missing, desc=desc, unit="batch") if desc and missing else missing:
         crops = []
         for span, start, stop in batches[number]:
@@ -223,10 +226,11 @@ def _embed(
         embed = (
             clip.embed_boxes(image, *crops) if clip.path == "dense" else clip.embed_crops(torch.cat(crops))
         )
-        found[number] = embed.cpu().numpy()
-        if keep is not None:
-            keep(number, found[number])
-    return [found[number] for number in range(len(batches))]
+        table = embeds_norm[ends[number] : ends[number + 1]]
+        table[:] = embed.cpu().numpy()
+        if journal is not None:
+            journal.add(number, table)
+    return embeds_norm
 
 
 def _key(spans: list[_Span], clip: CMCLIP) -> str:

@@ -10,6 +10,7 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +55,17 @@ class Journal:
         except OSError as error:
             self._file.close()
             raise DataError(f"{self.path}: another process writes it. Wait for it, or end it.") from error
-        self.tables = self._read()
         self._synced = time.monotonic()
-        if others and not self.tables:
+        if others and not os.fstat(self._file.fileno()).st_size:
             logger.warning(
                 "%s: the crops there (%d files) are of other boxes, images, weights or options; encoding anew",
                 self.path.parent,
                 len(others),
             )
 
-    def _read(self) -> dict[int, np.ndarray]:
-        """The whole tables of the file; what follows the last of them is cut off."""
-        tables, size = {}, os.fstat(self._file.fileno()).st_size
+    def stored(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and values of each whole table, to be gone through before any is added; a torn end is cut off."""
+        size = os.fstat(self._file.fileno()).st_size
         self._file.seek(0)
         head = self._file.read(len(self._head))
         end = len(head) if head == self._head else 0
@@ -78,13 +78,12 @@ class Journal:
             values, crc = self._file.read(4 * rows * columns), self._file.read(CRC.size)
             if CRC.pack(zlib.crc32(shape + values)) != crc:
                 break
-            tables[number] = np.frombuffer(values, dtype="<f4").reshape(rows, columns)
+            yield number, np.frombuffer(values, dtype="<f4").reshape(rows, columns)
             end += length
         self._file.truncate(end)
         if not end:
             self._file.write(self._head)
             self._file.flush()
-        return tables
 
     def add(self, number: int, table: np.ndarray) -> None:
         """Append a table [rows, columns]."""
@@ -94,7 +93,6 @@ class Journal:
             self._file.flush()  # with the system now: a kill of this process does not take it back
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error}.") from error
-        self.tables[number] = table
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
 
