@@ -21,6 +21,7 @@ NO_RECORD = f"{MISSING}: planned, and no record of it yet"
 NOTEBOOKS = {
     "sensitivity_c_": "30_ablation_c",
     "sensitivity_": "31_ablation_bnrl",
+    "backbones_": "",  # what is missing `backbones` says
     "backbones": "32_clip_backbones",
     "label_space_": "36_label_space",
     "rescoring_controls": "37_rescoring_controls",
