@@ -27,6 +27,7 @@ CARRYING = {
     "errors",
     "notebook_models",
     "params",
+    "part_params",
     "progress",
     "records",
     "run",
