@@ -39,7 +39,7 @@ class Results:
 
     Attributes:
         where: The file or folder.
-        image_keys: The different image ids, as they stand there, each once: all int (COCO) or all str.
+        image_keys: The different image ids, as they stand there, each once: int or (in VOC's form always) str.
         images: int64 [N], position in `image_keys`.
         labels: int64 [N], position in the class list.
         boxes: float64 [N, 4], corners x1, y1, x2, y2 in pixels, the first pixel from 0 to 1.
@@ -194,8 +194,6 @@ def _read_coco(path: Path, classes: ClassList) -> CocoResults:
         spans.extend((start, end))
         values.extend((keys.setdefault(image_id, len(keys)), *rest))
     problems.raise_if_any()
-    if len({type(key) for key in keys}) > 1:
-        raise DataError(f"{path}: some image ids are numbers and some are texts. Expected one kind.")
     table = np.frombuffer(values, dtype=np.float64).reshape(-1, 7)
     boxes = np.concatenate([table[:, 2:4], table[:, 2:4] + table[:, 4:6]], axis=1)
     columns = tuple(keys), table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), boxes, table[:, 6]

@@ -218,7 +218,6 @@ def test_boxes_without_a_place_in_the_image_are_counted_and_stay(command, tmp_pa
             "1 of 1 images were not found; the first is 5. Looked for 000000000005.*",
         ),
         (json.dumps([entry(image_id="x")]), "the first is 'x'. Looked for x, x.*"),
-        (json.dumps([entry(), entry("2")]), "some are texts"),
         (json.dumps([entry(score=2)] * 7), "7 problems in total"),
     ],
 )
@@ -371,8 +370,8 @@ def test_images_are_found_by_number_or_name(tmp_path):
         names[2],
     ] and truth is None
     assert [(record.width, record.height) for record in records] == [(20, 10)] * 3
-    records, _ = find_images(results_of(tmp_path, "000000000139", "12_a", "7.png"), folder)
-    assert [record.path.name for record in records] == ["000000000139.jpg", "12_a.png", "7.png"]
+    records, _ = find_images(results_of(tmp_path, "000000000139", "12_a", "7.png", 42), folder)
+    assert [record.path.name for record in records] == ["000000000139.jpg", "12_a.png", "7.png", names[2]]
     write_images(folder, "other/0007.jpg")
     with pytest.raises(DataError, match=r"image 7 may be any of .*7\.png, .*0007\.jpg"):
         find_images(results_of(tmp_path, 7), folder)
