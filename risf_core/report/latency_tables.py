@@ -179,7 +179,8 @@ def parts_cells(records: Sequence[Mapping]) -> pd.DataFrame:
             if isinstance(row.get(part), Mapping):
                 rows.append(key | {"part": part, **row[part]})
     columns = [*KEYS["parts"], "num_images", "num_boxes", "part", "n", "p50", "p95", "mean", "max"]
-    return pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(p95=pd.to_numeric(frame["p95"]))  # None where n is too small
 
 
 def latency_parts_table(records: Sequence[Mapping]) -> Table:
@@ -221,9 +222,7 @@ def latency_parts_table(records: Sequence[Mapping]) -> Table:
 
 
 def _percentiles(cell: Mapping) -> str:
-    p95 = cell["p95"]
-    has_p95 = p95 is not None and not math.isnan(p95)
-    tail = number(float(p95)) if has_p95 else f"max {number(float(cell['max']))}"
+    tail = f"max {number(float(cell['max']))}" if math.isnan(cell["p95"]) else number(float(cell["p95"]))
     return f"{number(float(cell['p50']))} / {tail}"
 
 
