@@ -494,6 +494,31 @@ def stock_ap(truth: Path, entries: list[dict]) -> tuple[float, float]:
     return 100 * evaluation.stats[0], 100 * evaluation.stats[1]
 
 
+def test_names_of_the_truth_may_differ_but_not_change_places(command, tmp_path, clip, capsys):
+    truth = tmp_path / "truth.json"
+    image = {"id": 2, "file_name": "2.png", "width": 20, "height": 10}
+    box = {"id": 1, "image_id": 2, "category_id": 3, "bbox": [0, 0, 8, 10], "area": 80, "iscrowd": 0}
+
+    def run(*names):
+        categories = [{"id": category_id, "name": name} for category_id, name in zip((3, 7), names)]
+        truth.write_text(json.dumps({"images": [image], "annotations": [box], "categories": categories}))
+        return command([entry(2)], "--annotations", truth)
+
+    assert run("Rouge", "verde") == 0 and "AP of all classes: 100.00 -> 100.00" in capsys.readouterr().out
+    assert run("green", "red") == 2
+    assert "category id 3 is 'green', but 'red' in the list" in capsys.readouterr().err
+    assert run("red") == 2 and "category id 7 is no class, but 'green'" in capsys.readouterr().err
+    assert clip() == 1
+
+
+def test_a_stopped_run_says_that_it_goes_on(command, clip, capsys, monkeypatch):
+    def stop(crops):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clip.model, "encode_image", stop)
+    assert command([entry()]) == 130 and "goes on from there" in capsys.readouterr().err
+
+
 def test_ap_before_and_after_equals_pycocotools(command, tmp_path, clip, capsys):
     rng = np.random.default_rng(1)
     images, annotations, entries = [], [], []

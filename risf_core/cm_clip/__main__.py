@@ -185,9 +185,10 @@ def rescore_file(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     results = read_results(arguments.results, classes)
     _say(f"{len(results)} entries of {len(results.image_keys)} images, read in {_since(began)}")
-    from risf_core.cm_clip.results_file import find_images, rescore_results
+    from risf_core.cm_clip.results_file import find_images, match_truth, rescore_results
 
     records, truth = find_images(results, arguments.images, arguments.annotations)
+    truth = None if truth is None else match_truth(results, classes, truth)  # before hours of encoding
     clip = open_cm_clip(arguments, classes, crops)
     if arguments.precision == "auto":
         crops.mkdir(parents=True, exist_ok=True)
@@ -261,6 +262,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         sys.stderr.write(f"{DataError.__name__}: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. What is encoded is kept: the same command goes on from there.\n")
+        return 130
     return 0
 
 

@@ -8,6 +8,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from risf_core.data.loader import EXIF_ORIENTATION
 from risf_core.detections import Detections
 from risf_core.errors import DataError
 from risf_core.evaluation import Evaluator
-from risf_core.results_formats import ClassList, Results
+from risf_core.results_formats import ClassList, CocoResults, Results
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +269,29 @@ def rescore_results(
     return scores, counts | made | {"rescored": counts["rescored"] - made["dropped"]}
 
 
+def match_truth(results: Results, classes: ClassList, truth: DetectionData) -> DetectionData:
+    """The ground truth with the detector's classes, by category id (VOC's files: by name), under the detector's names.
+
+    Names may differ, so that a prompt can say "television" where the file says "tv".
+
+    Raises:
+        DataError: If a class is not there, or two names have changed places.
+    """
+    name_of = dict(zip(truth.category_ids, truth.class_names))
+    if not isinstance(results, CocoResults):
+        return truth.select_classes(classes.names)
+    for name, category_id in zip(*classes):
+        known = name_of.get(category_id)
+        if known is None or (known != name and name in truth.class_names):
+            there = "no class" if known is None else repr(known)
+            raise DataError(
+                f"{truth.name}: category id {category_id} is {there}, but {name!r} in the list of classes. Expected "
+                "the same ids: give --classes a file with `id name` lines."
+            )
+    own = truth.select_classes([name_of[category_id] for category_id in classes.ids])
+    return replace(own, class_names=classes.names)
+
+
 def compare(
     results: Results,
     records: Sequence[ImageRecord],
@@ -278,10 +302,10 @@ def compare(
 ) -> tuple[dict, dict]:
     """COCO's AP of a results file with its own scores and with new ones, all and re-scored classes (``nAP``).
 
-    As pycocotools: the best 100 of each class in an image count.
+    As pycocotools: the best 100 of each class in an image count. `truth` is what `match_truth` gives.
     """
     groups = {"new scores": tuple(rescored_classes)}
-    evaluator = Evaluator(truth.select_classes(classes.names), groups=groups, max_dets=max(1, len(results)))
+    evaluator = Evaluator(truth, groups=groups, max_dets=max(1, len(results)))
     sides = []
     for side in (results.scores, scores):
         rows = np.flatnonzero(_ranks(side, results.images, results.labels) < MAX_PER_CLASS)
