@@ -349,12 +349,19 @@ def rescored_table(records: Sequence[Mapping], *, plan: Plan | None = None) -> T
     caption = (
         "Detections an image above CM-CLIP's threshold, which alone are re-scored (not a percentage). Losses differ in "
         "it, since BNRL's scores are flatter than cross-entropy's: read their difference with CM-CLIP beside this. "
-        f"{SEEDS_NOTE}"
+        f"{SEEDS_NOTE}{equal_boxes_note(without)}"
     )
     is_count = table.data["rescoring"] == "none"
     data, display = table.data[is_count], table.display[table.display["re-scoring"] == "none"]
     display = display.drop(columns="re-scoring")
     return replace(table, name="rescored_per_image", caption=caption, data=data, display=display)
+
+
+def equal_boxes_note(records: Sequence[Mapping]) -> str:
+    """How many boxes equal another one of their image, so that one crop serves both; nothing where no row says it."""
+    crops = [row["crops"] for record in records for row in record["rows"] if "crops" in row]
+    total, equal = (sum(count[name] for count in crops) for name in ("boxes", "equal"))
+    return f" Of {total} boxes in all, {equal} equal another one of their image." if total else ""
 
 
 def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:

@@ -12,6 +12,7 @@ from risf_core.report.statistics import REPRODUCTION
 from risf_core.report.table_format import escape_latex, number, text_table, to_markdown, write_table
 from risf_core.tables import (
     all_tables,
+    equal_boxes_note,
     gfsod_table,
     interaction_table,
     main_table,
@@ -232,3 +233,10 @@ def test_the_released_head_start_stands_beside_ours_in_the_table_of_gfsod():
         "main": "50.5 ± 6.4",
         "head.start=released": "40.5 ± 6.4",
     }
+
+
+def test_equal_boxes_are_counted_over_all_rows_that_say_it():
+    row = {"crops": {"boxes": 300, "equal": 2, "shared": 0, "dropped": 0, "encoded": 298}}
+    note = equal_boxes_note([{"rows": [row, row, {"nAP50": 1.0}]}, {"rows": [row]}])
+    assert note == " Of 900 boxes in all, 6 equal another one of their image."
+    assert equal_boxes_note([{"rows": [{"nAP50": 1.0}]}]) == ""
