@@ -26,7 +26,13 @@ class OneStageParams(Strictly):
     trainable: Literal["classification", "heads"] = Field(
         "classification", description="branches of the heads that fine-tuning trains"
     )
-    base_solver: SolverParams = SolverParams(iterations=1200, batch_size=4, lr=0.04, checkpoint_every=300)
+    base_solvers: dict[Literal["retinanet", "fcos"], SolverParams] = Field(
+        {
+            "retinanet": SolverParams(iterations=900, lr=0.05, checkpoint_every=300),
+            "fcos": SolverParams(iterations=600, lr=0.05, checkpoint_every=300),
+        },
+        description="base training; RetinaNet learns more slowly",
+    )
     solver: SolverParams = SolverParams(iterations=150, lr=0.1, weight_decay=1.0e-3, precision="fp32")
 
 
@@ -65,7 +71,8 @@ class OtherDetectorsParams(NotebookParams):
     one_stage: OneStageParams = OneStageParams()
     select_split: SplitNumber = Field(2, description="c is chosen on it, and reported on the others")
     shots: Many[Count] = Field((1, 5), min_length=1, description="values of K")
-    seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws of K-shot images")
+    seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws that are reported")
+    select_seeds: Many[Seed] = Field((0, 1, 2), min_length=1, description="draws of select_split")
     c: Many[Share] = Field(
         tuple(i / 10 for i in range(11)), min_length=1, description="weights of the detector to choose from"
     )
@@ -96,6 +103,16 @@ class OtherDetectorsParams(NotebookParams):
             raise ValueError(
                 f"seeds has {max(self.seeds)}, but the data has 0 to {self.data.few_shot_seeds - 1}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_detector_has_its_numbers(self) -> Self:
+        for name, values in (
+            ("score_threshs", self.score_threshs),
+            ("one_stage.base_solvers", self.one_stage.base_solvers),
+        ):
+            if missing := [kind for kind in self.detectors if kind not in values]:
+                raise ValueError(f"{name} has none for {missing[0]}")
         return self
 
     @model_validator(mode="after")

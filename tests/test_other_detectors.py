@@ -213,12 +213,14 @@ def one_stage(smoke_world, tmp_path, monkeypatch, clip):
     record = {"params": base.model_dump(mode="json")}
     upstream = SimpleNamespace(run_id="base", dir=tmp_path / "base", record=record)
     short = {"batch_size": 4, "lr": 0.05, "precision": "fp32"}
-    solvers = {"base_solver": short | {"iterations": 6}, "solver": short | {"iterations": 4}}
+    solvers = {"base_solvers": dict.fromkeys(("retinanet", "fcos"), short | {"iterations": 6})}
+    solvers |= {"solver": short | {"iterations": 4}}
     params = _params(
         data=smoke_world,
         base=["b.yaml"],
         shots=[2],
         seeds=[0, 1],
+        select_seeds=[0, 1],
         one_stage={"width": 32} | solvers,
         score_threshs={"retinanet": 0.005, "fcos": 0.05},
     )
@@ -350,6 +352,7 @@ def test_bad_parameters_are_refused_with_their_names():
         ({"base": ["b.yaml"], "shots": [4]}, r"shots is \[4\], but data.shots"),
         ({"base": ["b.yaml"], "seeds": [10]}, "seeds has 10, but the data has 0 to 9"),
         ({"detectors": ["yolo"]}, "retinanet"),
+        ({"score_threshs": {"fcos": 0.2}}, "score_threshs has none for retinanet"),
     ]:
         with pytest.raises(ValidationError, match=message):
             _params(**values)

@@ -53,20 +53,25 @@ def study_other_detectors(params: OtherDetectorsParams, run) -> list[dict]:
     for upstream in run.upstreams("base"):
         for kind in params.detectors:
             _one_stage_cells(rescoring, upstream, kind)
-    options = {"arm": "kshot", "loss": "ce", "seeds": params.seeds}
-    cells = stored_cells(run.upstreams("fine_tuning"), **options) if params.fine_tuning else []
+    cells = stored_cells(run.upstreams("fine_tuning"), arm="kshot", loss="ce") if params.fine_tuning else []
     for cell in progress(cells, desc="two-stage cells", total=len(cells)):
-        if cell.key["shots"] in params.shots:
-            _two_stage_cell(rescoring, cell)
+        _two_stage_cell(rescoring, cell)
     rescore_results_files(rescoring)
     return run.rows.as_list()
 
 
+def seeds_of(params: OtherDetectorsParams, split: int) -> tuple[int, ...]:
+    """The draws of a split: fewer are enough to choose on."""
+    return params.select_seeds if split == params.select_split else params.seeds
+
+
 def _two_stage_cell(rescoring: Rescoring, cell: StoredCell) -> None:
-    key = {"detector": TWO_STAGE} | {name: cell.key[name] for name in ("split", "shots", "seed")}
-    if rescoring.is_done(key):
+    params, key = rescoring.params, {"detector": TWO_STAGE}
+    key |= {name: cell.key[name] for name in ("split", "shots", "seed")}
+    is_wanted = key["shots"] in params.shots and key["seed"] in seeds_of(params, key["split"])
+    if not is_wanted or rescoring.is_done(key):
         return
-    if cell.tuned.clip != rescoring.params.clip:
+    if cell.tuned.clip != params.clip:
         raise ParamsError(
             f"{cell.run_id}: its cosines are of another CLIP than that of this study. Name the same one under clip."
         )
@@ -79,7 +84,7 @@ def _one_stage_cells(rescoring: Rescoring, upstream, kind: Kind) -> None:
     """Base training of a one-stage detector on the split of a base model, then every K and seed."""
     params, run = rescoring.params, rescoring.run
     base = BaseTrainingParams.model_validate(upstream.record["params"])
-    cells = itertools.product(params.shots, params.seeds)
+    cells = itertools.product(params.shots, seeds_of(params, base.split))
     keys = [{"detector": kind, "split": base.split, "shots": k, "seed": seed} for k, seed in cells]
     keys = [key for key in keys if not rescoring.is_done(key)]
     base_key = {"part": "base", "detector": kind, "split": base.split}
@@ -120,7 +125,7 @@ class OneStageTraining:
         if not path.exists():
             model = self._build(len(self.benchmark.base_names), self.params.seed)
             load_backbone(model, read_checkpoint(upstream.dir / "model.pth")["model"])
-            solver = self.params.one_stage.base_solver
+            solver = self.params.one_stage.base_solvers[self.kind]
             dtype = resolve_precision(solver.precision, torch.device(self.run.device))
             self.run.environment["training_precision"] = str(dtype).removeprefix("torch.")
             train_base(
