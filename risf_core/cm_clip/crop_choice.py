@@ -33,7 +33,9 @@ def choose_crops(
 ) -> CropChoice:
     """Decide whose boxes are cut out.
 
-    Equal boxes of an image always share their crop, which changes nothing. The rest is approximate, by name:
+    Equal boxes of an image always share their crop, which changes nothing. The rest is approximate, by name. It has to
+    be: a re-scored score lies anywhere from c s to c s + 1 - c, and at the published c = 0.7 these ranges leave the rank
+    of not one box of the mini world's detections fixed.
 
     Args:
         detections: Sorted by descending score within each image, as they always are.
