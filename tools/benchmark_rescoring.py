@@ -2,9 +2,13 @@
 
     .venv/bin/python tools/benchmark_rescoring.py sweep  # a made file, 5,000 images x 100 detections
     .venv/bin/python tools/benchmark_rescoring.py sweep --record results/mini/records/fine_tuning-....json
+    .venv/bin/python tools/benchmark_rescoring.py encoding --record results/mini/records/fine_tuning-....json
+        --clip results/mini/records/tiny_clip-....json  # or --model ViT-B-16 --images 4, with random weights
 
 ``sweep`` sets the score vectors of a sweep over c, and their average precision from overlaps computed once, against
 one evaluation by `risf_core.evaluation`; some of the points are also evaluated by pycocotools' stock path.
+``encoding`` sets the encoding of the boxes of stored detections against the published way, image by image in float32:
+precisions, approximations, the floor that the processor's matrix rate puts under a crop, and the equality of scores.
 """
 
 import argparse
@@ -13,19 +17,27 @@ import io
 import json
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from risf_core.clip_models import load_clip
+from risf_core.cm_clip.encoding import CropEmbeddings, embed_detections
 from risf_core.cm_clip.scores import BACKGROUND, apply_cm_clip, label_probabilities, label_space_names
 from risf_core.data.benchmark import open_benchmark
 from risf_core.data.dataset import DetectionData, ImageRecord
+from risf_core.data.loader import ImageCache, read_image
 from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut, xyxy_to_xywh
 from risf_core.evaluation import Evaluator
-from risf_core.params import FineTuningParams
+from risf_core.measuring import measured
+from risf_core.params import CmClipParams, FineTuningParams
 from risf_core.score_sweeps import ScoreSweep, sweep_scores
+from risf_core.studies.latency_lines import flops_of_crop, matrix_rate
+from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, Way
 
 SIDE, OBJECTS, NEAR = (
     640,
@@ -89,12 +101,12 @@ def made_file(num_images: int, num_detections: int, num_classes: int) -> tuple:
     return Evaluator(data), detections, Similarities(cosines, encoded, (*names, BACKGROUND)), names
 
 
-def stored_cell(record: Path) -> tuple:
-    """The first cell of a fine-tuning run, cut as its own rows are."""
+def stored_cell(record: Path, cell: str | None = None) -> tuple:
+    """A cell of a fine-tuning run by the stem of its files, or the first, cut as its own rows are."""
     content = json.loads(record.read_text())
     params = FineTuningParams.model_validate(content["params"])
     folder = record.parents[1] / "artifacts" / content["run_id"]
-    cell = sorted((folder / "detections").glob("*.npz"))[0].name
+    cell = f"{cell}.npz" if cell else sorted((folder / "detections").glob("*.npz"))[0].name
     found = Detections.load(folder / "detections" / cell)
     beside = Similarities.load(folder / "similarities" / cell)
     found, beside = cut(found, beside, score_thresh=params.score_thresh)
@@ -174,6 +186,115 @@ def sweep(arguments: argparse.Namespace) -> None:
     print(f"peak memory: {peak:.0f} MiB, {before:.0f} MiB before the sweep")
 
 
+# ------------------------------------------------------------ encoding
+
+
+def ways_to_compare(arguments: argparse.Namespace) -> list[Way]:
+    """The published way; ours with every crop, and with each approximation in the fastest precision."""
+    ways = [PUBLISHED]
+    for precision in arguments.precisions:
+        ways += [Way("ours", precision, "crop", images_from=source) for source in ("files", "memory")]
+        ways += [
+            Way("ours", precision, "crop", name, source)
+            for name in arguments.approximations
+            for source in ("files", "memory")
+        ]
+    return ways + [Way("ours", precision, "dense") for precision in arguments.precisions * arguments.dense]
+
+
+def least_costs(ways, rescorer, found, data, cache, repeats: int) -> dict:
+    """Least wall and processor milliseconds an image of each way, in turns, its scores and the number of its crops."""
+    costs: dict = {}
+    for turn in range(repeats + 1):  # the first does not count
+        some = found if turn else found.keep(found.image_ids <= np.unique(found.image_ids)[:2].max())
+        for way in ways:
+            with measured(memory=False) as cost:
+                scores, encoded = rescorer.scores(
+                    way, some, data, cache=cache if way.images_from == "memory" else None
+                )
+            if turn:
+                ms, cpu = (1000 * value / len(data) for value in (cost.wall_seconds, cost.cpu_seconds))
+                before = costs.get(way, (np.inf, np.inf))
+                costs[way] = min(ms, before[0]), min(cpu, before[1]), scores, encoded
+    return costs
+
+
+def one_by_one(clip, found: Detections, data: DetectionData) -> np.ndarray:
+    """Embeddings of each detection's crop in a forward pass of its own, float32 [D, E]."""
+    images = {record.image_id: record for record in data.images}
+    embeds = [
+        clip.embed_crops(clip.crops(read_image(images[image_id].path), torch.from_numpy(box[None])))
+        for image_id, box in zip(found.image_ids.tolist(), found.boxes)
+    ]
+    return torch.cat(embeds).numpy()
+
+
+def encoding(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    evaluator, found, _, novel = stored_cell(arguments.record, arguments.cell)
+    data = replace(evaluator.data, images=evaluator.data.images[: arguments.images])
+    found = found.keep(np.isin(found.image_ids, [record.image_id for record in data.images]))
+    clip, name = clip_of(arguments)
+    rescorer, cache = Rescorer(clip, novel, CmClipParams()), ImageCache()
+    for record in data.images:
+        cache.read(record)
+    costs = least_costs(ways_to_compare(arguments), rescorer, found, data, cache, arguments.repeats)
+    evaluator = Evaluator(data, groups={"novel": novel}, max_dets=MAX_DETECTIONS)
+    sweep_of, exact = ScoreSweep(evaluator, found), Way("ours", "fp32", "crop")
+    reference = sweep_of.evaluate(costs[exact][2])["nAP"] if exact in costs else np.nan
+    density = len(found) / len(data)
+    print(f"{name}, {len(data)} images, {density:.2f} boxes an image; least of {arguments.repeats}, in turns")
+    head = f"{'way':42} {'ms/image':>9} {'CPU':>7} {'faster':>7} {'by CPU':>7} {'crops':>6} {'nAP':>6} {'change':>7}"
+    print(head)
+    for way, (ms, cpu, scores, encoded) in costs.items():
+        ratios = costs[PUBLISHED][0] / ms, costs[PUBLISHED][1] / cpu
+        nap = sweep_of.evaluate(scores)["nAP"]
+        label = f"{way.way} {way.precision} {way.path} {way.approximation} {way.images_from}"
+        times = f"{ms:9.3f} {cpu:7.3f} {ratios[0]:7.2f} {ratios[1]:7.2f}"
+        print(f"{label:42} {times} {encoded:6d} {nap:6.2f} {nap - reference:+7.2f}")
+    print_equality(rescorer, found, data)
+    for precision in arguments.precisions:
+        print_floor(rescorer.ours(precision, "crop"), precision, arguments.repeats)
+
+
+def print_equality(rescorer: Rescorer, found: Detections, data: DetectionData) -> None:
+    """Scores against the published way (fed the same), and cosines against a forward pass for each detection."""
+    same = Rescorer(rescorer.clip, rescorer.novel_names, CmClipParams(preprocess="released"))
+    theirs, _ = same.scores(PUBLISHED, found, data)
+    ours, _ = same.scores(PUBLISHED._replace(way="ours"), found, data)
+    print(
+        f"largest difference of a score to the published way, fed the same, fp32: {np.abs(ours - theirs).max():.1e}"
+    )
+    few = found.keep(np.arange(len(found)) < 40)
+    clip = rescorer.ours("fp32", "crop")
+    together = embed_detections(few, data, clip)
+    alone = CropEmbeddings(one_by_one(clip, few, data), np.arange(len(few)), together.counts)
+    blended = [rescorer.blend(clip, embeds, few, (0.0,))[0] for embeds in (together, alone)]
+    print(f"and to a forward pass for each detection, at c = 0: {np.abs(blended[0] - blended[1]).max():.1e}")
+
+
+def print_floor(clip, precision: str, repeats: int) -> None:
+    flops, rate = flops_of_crop(clip), matrix_rate(precision, "cpu")
+    size = clip.batch_size if flops < 1e9 else 4
+    crops = torch.randn(size, 3, *clip.image_size)
+    clip.embed_crops(crops)
+    _, seconds = timed(lambda: clip.embed_crops(crops), repeats=max(repeats, 2))
+    floor, ms = 1000 * flops / rate, 1000 * seconds / size
+    print(
+        f"{precision}: {flops / 1e9:.3f} GFLOP a crop, matrix rate {rate / 1e9:.0f} GFLOP/s, floor {floor:.3f} ms a "
+        f"crop, measured {ms:.3f} ({100 * floor / ms:.0f} % of the rate)"
+    )
+
+
+def clip_of(arguments: argparse.Namespace) -> tuple:
+    """The CLIP of a run of 12_tiny_clip, or one of open_clip's with random weights."""
+    if arguments.model is not None:
+        return load_clip(arguments.model, None), f"{arguments.model} (random weights)"
+    made = json.loads(arguments.clip.read_text())
+    folder = arguments.clip.parents[1] / "artifacts" / made["run_id"]
+    return load_clip(made["params"]["tower"], folder / "clip.pt"), made["params"]["tower"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -187,6 +308,24 @@ def main() -> None:
     command.add_argument("--check", type=int, default=3, help="of the points, evaluated the usual way, too")
     command.add_argument("--stock", action="store_true", help="and these by pycocotools' stock path")
     command.set_defaults(work=sweep)
+    command = commands.add_parser("encoding", help="the crops of stored detections, beside the published way")
+    command.add_argument("--record", type=Path, required=True, help="of 20_fine_tuning")
+    command.add_argument("--cell", help="such as seed0-kshot-ce; the first if not given")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--clip", type=Path, help="record of 12_tiny_clip")
+    source.add_argument("--model", help="a model of open_clip, with random weights")
+    command.add_argument("--images", type=int, help="only so many test images")
+    command.add_argument("--repeats", type=int, default=3)
+    command.add_argument(
+        "--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16", "auto"]
+    )
+    command.add_argument(
+        "--approximations", nargs="*", default=["share=object", "share=proposal", "budget=5"]
+    )
+    command.add_argument(
+        "--dense", type=int, choices=[0, 1], default=1, help="whether to measure the dense path"
+    )
+    command.set_defaults(work=encoding)
     arguments = parser.parse_args()
     arguments.work(arguments)
 
