@@ -8,6 +8,8 @@ the cosines between its crop and the names of a label space with "background" la
 prompts and stores what it encoded, `costs` chooses precision and batch, `dense` embeds all boxes of an image at once.
 `encoding` does so for stored detections, each box once (`encode_detections`, `embed_detections`); weights,
 temperatures, fusions and narrower label spaces are then arithmetic on files (`scores`, `apply_cm_clip`).
+`crop_choice` names the ways of encoding fewer boxes, `journal` keeps what is encoded through a kill. ``python -m
+risf_core.cm_clip`` (`results_file`) re-scores the results file of any detector.
 """
 
 from risf_core.clip_models import load_clip as load_clip

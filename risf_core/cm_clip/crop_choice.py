@@ -34,8 +34,8 @@ def choose_crops(
     """Decide whose boxes are cut out.
 
     Equal boxes of an image always share their crop, which changes nothing. The rest is approximate, by name. It has to
-    be: a re-scored score lies anywhere from c s to c s + 1 - c, and at the published c = 0.7 these ranges leave the rank
-    of not one box of the mini world's detections fixed.
+    be: a re-scored score lies anywhere from c s to c s + 1 - c, and at the published c = 0.7 these ranges fix the rank
+    of not one of the mini world's detections (K = 5, ce and bnrl).
 
     Args:
         detections: Sorted by descending score within each image, as they always are.
