@@ -1,16 +1,17 @@
 """Evaluation of checkpoints: which file is read how, the order of classes, the cuts, stored files, tables."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from risf_core import checkpoint_evaluation
+from risf_core import checkpoint_evaluation, fine_tuning
 from risf_core.checkpoint_evaluation import evaluate_checkpoint, open_detector, open_test_set
 from risf_core.data.coco import write_coco
 from risf_core.data.dataset import DetectionData
-from risf_core.detections import Detections
+from risf_core.detections import Detections, Similarities
 from risf_core.detector.checkpoints import save_checkpoint, save_detector
 from risf_core.detector.faster_rcnn import FasterRCNN
 from risf_core.errors import CheckpointError, DataError, ParamsError, SplitError
@@ -42,8 +43,9 @@ def params(tmp_path, square_data):  # noqa: F811
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
+    monkeypatch.setattr(fine_tuning, "project_path", tmp_path.joinpath)  # of the stored text features
     return SimpleNamespace(dir=tmp_path / "run", device="cpu", rows=_Rows(), environment={})
 
 
@@ -161,6 +163,32 @@ def test_stored_files_are_not_made_again_and_base_heads_are_not_rescored(params,
     assert (rows[0]["bAP"], rows[0]["nAP"], rows[0]["AP"]) == (0.0, None, 0.0)
     with pytest.raises(ParamsError, match="clip: null"):
         evaluate_checkpoint(params(clip={"model": "risf-tiny-resnet", "path_only": True}), run)
+
+
+def test_a_learned_temperature_stands_beside_the_cosines(params, run, square_data):  # noqa: F811
+    """One detection of a novel class: its new score follows from the CLIP's own temperature, also when read again."""
+    record = square_data.images[0]
+    found = {"image_ids": [record.image_id], "boxes": [[4, 4, 40, 40]], "scores": [0.5], "labels": [0]}
+    found |= {"class_scores": np.zeros((1, 4)), "proposals": [0]}
+    Detections(**found, class_names=("red", "green", "blue")).save(run.dir / "detections.npz")
+    clip = {"model": "risf-tiny-resnet", "path_only": True}
+    own = params(clip=clip, cm_clip={"temperature": "learned", "label_spaces": ["novel+background"]})
+    rows = evaluate_checkpoint(own, run)
+    facts = json.loads((run.dir / "clip.json").read_text())
+    assert run.environment["cm_clip"] == facts and facts["precision"] == "fp32"
+    assert facts["temperature"] == facts["learned_temperature"] == pytest.approx(1 / 0.07)
+    similarities = Similarities.load(run.dir / "similarities.npz")
+    settled = fine_tuning.settled(own.cm_clip, run.dir)
+    ((_, rescored),) = fine_tuning.rescored(
+        Detections.load(run.dir / "detections.npz"), similarities, open_test_set(own.data), settled
+    )
+    red, background = (similarities.columns([name]).item() / 0.07 for name in ("red", "background"))
+    expected = 0.7 * 0.5 + 0.3 / (1 + np.exp(background - red))
+    assert rescored.scores.item() == pytest.approx(expected, abs=1e-6)
+    assert {row["rescoring"] for row in rows} == {"none", "cm_clip"}
+    (run.dir / "clip.json").unlink()
+    with pytest.raises(DataError, match="clip.json: expected the learned temperature"):
+        evaluate_checkpoint(own, run)
 
 
 def test_a_head_that_cm_clip_cannot_rescore_is_refused_before_anything_is_detected(
