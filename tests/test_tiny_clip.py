@@ -20,7 +20,7 @@ from risf_core.tiny_clip import (
     train_tiny_clip,
 )
 
-TOWERS = ["risf-tiny-resnet", "risf-tiny-vit"]
+TOWERS = ["risf-tiny-resnet", "risf-tiny-vit", "risf-tiny-convnext", "risf-tiny-swin"]
 
 
 def bars(count: int, *, seed: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
