@@ -22,6 +22,7 @@ TOWERS = {
     "vit_attention_pool": VIT | {"attentional_pool": True, "attn_pooler_heads": 2},
     "timm_vit": {"timm_model_name": "risf_conv_stem_vit", "timm_pool": "avg", "image_size": 64},
     "siglip": SIGLIP,
+    "swin_of_two_layers": {"timm_model_name": "risf_tiny_swin", "timm_pool": "avg", "image_size": 64},
     "convnext": {"timm_model_name": "test_convnext", "timm_pool": "avg", "image_size": 160},
     "timm_resnet": {"timm_model_name": "test_resnet", "timm_pool": "avg", "image_size": 160},
 }

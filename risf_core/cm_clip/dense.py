@@ -14,6 +14,7 @@ Ding et al. (Open-vocabulary universal image segmentation with MaskCLIP, ICML 20
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from open_clip.modified_resnet import ModifiedResNet
@@ -210,28 +211,35 @@ def _timm_vit_parts(visual: TimmModel, trunk: TimmVisionTransformer) -> Parts:
 
 
 def _swin_parts(visual: TimmModel, trunk: SwinTransformer) -> Parts:
+    """Its four layers, or the quarters of the blocks of one with fewer layers."""
     embed = _any_size(trunk.patch_embed)
+    units = [[(layer.downsample, block) for block in layer.blocks] for layer in trunk.layers]
+    for layer in units:  # a layer begins with what halves the map
+        layer[1:] = [(nn.Identity(), block) for _, block in layer[1:]]
+    stages = units if len(units) == STAGES else _quarters(sum(units, []))
+    strides = [visual.image_size[0] // trunk.patch_embed.grid_size[0]]
+    for stage in stages:
+        strides.append(strides[-1] * 2 ** sum(not isinstance(halve, nn.Identity) for halve, _ in stage))
 
-    def stage(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        blocks = [copy.copy(block) for block in layer.blocks]
-        for block in blocks:
-            block.dynamic_mask = True  # of the shifted windows: for the map at hand
-
-        def run(grids: Tensor) -> Tensor:
-            tokens = layer.downsample(grids.permute(0, 2, 3, 1))  # its layers take [N, h, w, C]
-            for block in blocks:
-                tokens = block(tokens)
-            return tokens.permute(0, 3, 1, 2)
-
-        return run
+    def run(stage: Sequence[tuple[nn.Module, nn.Module]], grids: Tensor) -> Tensor:
+        tokens = grids.permute(0, 2, 3, 1)  # its layers take [N, h, w, C]
+        for halve, block in stage:
+            tokens = block(halve(tokens))
+        return tokens.permute(0, 3, 1, 2)
 
     def pool(grids: Tensor) -> Tensor:
         return visual.head(trunk.forward_head(trunk.norm(grids.permute(0, 2, 3, 1))))
 
-    patch = trunk.patch_embed.patch_size[0]
-    stages = [stage(layer) for layer in trunk.layers]
-    strides = (patch, *(patch * 2**index for index in range(STAGES)))
-    return Parts(lambda image: embed(image).permute(0, 3, 1, 2), stages, pool, strides)
+    moved = [[(halve, _any_map(block)) for halve, block in stage] for stage in stages]
+    steps = [partial(run, stage) for stage in moved]
+    return Parts(lambda image: embed(image).permute(0, 3, 1, 2), steps, pool, tuple(strides))
+
+
+def _any_map(block: nn.Module) -> nn.Module:
+    """A Swin block, weights shared, whose mask of shifted windows is that of the map at hand."""
+    block = copy.copy(block)
+    block.dynamic_mask = True
+    return block
 
 
 def _any_size(embed: nn.Module) -> nn.Module:
