@@ -33,7 +33,7 @@ class OneStageParams(Strictly):
         },
         description="base training; RetinaNet learns more slowly",
     )
-    solver: SolverParams = SolverParams(iterations=150, lr=0.1, weight_decay=1.0e-3, precision="fp32")
+    solver: SolverParams = SolverParams(iterations=300, lr=0.1, weight_decay=1.0e-3, precision="fp32")
 
 
 class ResultsFile(Strictly):
