@@ -135,6 +135,7 @@ class LatencyParams(NotebookParams):
     base: RunRef = Field(description="run of 10_base_training: the detector whose time stands beside")
     clips: Many[ClipSource] = Field(min_length=1, description="trained CLIPs: cost beside accuracy")
     large_clips: Many[ClipSource] = Field((), description="CLIPs of which the cost alone is measured")
+    large_dense: Many[str] = Field((), description="of these the models whose dense path is measured, too")
     large_detector: Literal[50, 101] | None = Field(
         None, description="depth of the published detector, with random weights; null: none"
     )

@@ -57,12 +57,13 @@ def random_boxes(count: int, size: tuple[int, int], *, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
 
 
-def _points(params: LatencyParams, *, is_large: bool) -> list[tuple[Way, int]]:
-    """Ways and box counts. A large CLIP's dense path takes a minute, whatever the boxes: one point of it."""
+def _points(params: LatencyParams, name: str, *, is_large: bool) -> list[tuple[Way, int]]:
+    """Ways and box counts. A large CLIP's dense path takes long, whatever the boxes: one point, where it is asked for."""
     counts, points = sorted(params.box_counts), []
+    is_wanted = any(name.startswith(f"{model} ") or name == model for model in params.large_dense)
     for way in exact_ways(params):
         if is_large and way.path == "dense":
-            points += [(way, counts[-1])] * (way.precision == params.precisions[-1])
+            points += [(way, counts[-1])] * (is_wanted and way.precision == params.precisions[-1])
         else:
             points += [(way, count) for count in counts]
     return points
@@ -72,7 +73,7 @@ def measure_lines(params: LatencyParams, notes, name: str, rescorer: Rescorer, *
     """Milliseconds of re-scoring one decoded image, crops made and encoded, for each way and number of boxes."""
     image, device, warm = noise_image(params), notes.run.device, set()
     limits = {"seconds": params.seconds_per_point, "most": params.max_repeats}
-    for way, count in _points(params, is_large=is_large):
+    for way, count in _points(params, name, is_large=is_large):
         key = {"kind": "boxes", "clip": name, "boxes": count} | way._asdict()
         if notes.done(**key):
             continue
