@@ -58,7 +58,7 @@ def random_boxes(count: int, size: tuple[int, int], *, seed: int) -> Tensor:
 
 
 def _points(params: LatencyParams, name: str, *, is_large: bool) -> list[tuple[Way, int]]:
-    """Ways and box counts. A large CLIP's dense path takes long, whatever the boxes: one point, where it is asked for."""
+    """Ways and box counts. A large CLIP's dense path takes long, whatever the boxes: one point where asked for."""
     counts, points = sorted(params.box_counts), []
     is_wanted = any(name.startswith(f"{model} ") or name == model for model in params.large_dense)
     for way in exact_ways(params):
