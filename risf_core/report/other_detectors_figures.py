@@ -16,13 +16,11 @@ from risf_core.report.figure_style import (
     styled,
 )
 from risf_core.report.other_detectors_tables import (
-    CHOICE_NOTE,
     NOTEBOOK,
     choices,
     gains,
     name_of,
     rescored_cells,
-    splits_of,
 )
 from risf_core.report.statistics import notebook_of, summarize_cells
 from risf_core.report.sweep_tables import PAPER_C
@@ -58,7 +56,8 @@ def other_detectors_figure(records: Sequence[Mapping]) -> Drawing:
     caption = (
         "EXTENSION. Left: what CM-CLIP adds to nAP50, paired by seed, for each detector and K. Right: the same over c, "
         "arithmetic blend; a curve on the reported split is SENSITIVITY. Dotted: the paper's c. Star: the c chosen on "
-        f"split {select}. {CHOICE_NOTE.format(**splits_of(own))} {SEEDS_NOTE} {seed_counts(cells)}"
+        f"split {select}, by the mean nAP50 over K and seeds. Geometric mean: s^c p^(1-c), an extension. {SEEDS_NOTE} "
+        f"{seed_counts(cells)}"
     )
     return Drawing(figure, caption)
 
@@ -70,7 +69,7 @@ def _gains(ax: Axes, cells: pd.DataFrame, detectors: Sequence[str]) -> None:
         own = cells[cells["way"] == way].set_index(["detector", "shots"])
         where = [place + 0.2 * (number - 1) for place, pair in enumerate(pairs) if pair in own.index]
         own = own.reindex([pair for pair in pairs if pair in own.index])
-        look = look_of("way", number, range(len(SHOWN))) | {"linestyle": "none"}
+        look = look_of("way", number + 3, range(6)) | {"linestyle": "none"}  # the first three are those of K
         ax.errorbar(
             where, own["gain"], own["gain_half_width"], capsize=2, elinewidth=0.9, label=label, **look
         )
@@ -81,7 +80,9 @@ def _gains(ax: Axes, cells: pd.DataFrame, detectors: Sequence[str]) -> None:
     ax.set_xlim(-0.5, len(pairs) - 0.5)
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set(ylabel="gain of nAP50 (points)", title="gain by detector")
-    ax.legend(loc="best", fontsize=6.5)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    ax.legend(loc="upper right", fontsize=6.5)
 
 
 def _curve(ax: Axes, cells: pd.DataFrame, chosen: float | None) -> None:
