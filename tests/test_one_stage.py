@@ -1,9 +1,12 @@
 """One-stage detectors: what is stored is what torchvision's classes return, and fine-tuning touches what it should."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection import FCOS, RetinaNet
 
 from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.data.loader import load_batch
@@ -12,7 +15,6 @@ from risf_core.errors import CheckpointError, DataError
 from risf_core.params import DetectorParams, SolverParams
 from risf_core.studies.one_stage import (
     CLASSIFIER,
-    PUBLISHED_SCORE_THRESH,
     build_one_stage,
     detect_from_maps,
     head_losses,
@@ -181,12 +183,11 @@ def test_an_image_of_another_size_is_refused_by_name(data):
         neck_maps(small, data, desc="maps")
 
 
-def test_the_published_cuts_are_torchvisions_defaults():
-    from inspect import signature
-
-    from torchvision.models.detection import FCOS, RetinaNet
-
-    for kind, model in zip(KINDS, (RetinaNet, FCOS), strict=True):
-        assert PUBLISHED_SCORE_THRESH[kind] == signature(model).parameters["score_thresh"].default
+def test_cut_nms_and_candidates_are_torchvisions_defaults():
     params = OtherDetectorsParams(profile="t", clip={"run": "x.yaml"})
-    assert params.score_threshs == PUBLISHED_SCORE_THRESH
+    for kind, published in zip(KINDS, (RetinaNet, FCOS), strict=True):
+        defaults = {name: value.default for name, value in signature(published).parameters.items()}
+        model = _model(kind)
+        assert params.score_threshs[kind] == defaults["score_thresh"]
+        assert model.nms_thresh == defaults["nms_thresh"]
+        assert model.topk_candidates == defaults["topk_candidates"]

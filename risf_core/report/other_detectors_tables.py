@@ -29,8 +29,8 @@ CUT_NOTE = (
     "RetinaNet, above 0.2 for FCOS, whose score holds the centre-ness."
 )
 RECIPE_NOTE = (
-    "Steps and learning rates of the one-stage detectors were set by looking at seed 0 of split 1, whose test images are "
-    "those reported; c was not."
+    "Steps and learning rates of the one-stage detectors were set by looking at seed 0 of split 1, whose test images "
+    "are those reported; c was not."
 )
 
 

@@ -36,8 +36,6 @@ OneStage = RetinaNet | FCOS
 Kind = Literal["retinanet", "fcos"]
 CLASSIFIER = "head.classification_head.cls_logits."
 BOX_BRANCH = "head.regression_head."
-# What torchvision's classes cut at by default; FCOS's score is a geometric mean with the centre-ness, so it is higher.
-PUBLISHED_SCORE_THRESH = {"retinanet": 0.05, "fcos": 0.2}
 CANDIDATES = 1000  # before NMS; torchvision's default of both
 NMS_THRESH = {"retinanet": 0.5, "fcos": 0.6}  # torchvision's defaults
 DETECTION_BATCH = 20  # images
