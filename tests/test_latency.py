@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -127,7 +128,26 @@ def test_operations_of_a_crop_are_those_of_its_layers(clip):
     linear = 2 * tokens * width * (3 * width + pool.c_proj.out_features)
     count = flops_of_crop(Rescorer(clip, NOVEL, CmClipParams()).ours("fp32", "crop"))
     products = 2 * 2 * tokens * tokens * width  # of queries with keys, and of weights with values
-    assert sum(sizes) + linear <= count <= sum(sizes) + linear + products
+    assert count == sum(sizes) + linear + products
+
+
+def test_operations_of_attention_count_whatever_kernel_computes_it():
+    """A transformer's by hand: each weight of a matrix for each token, and each pair of tokens twice."""
+    vision = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    visual = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text).visual.eval()
+
+    class Clip:
+        image_size, device = (32, 32), "cpu"
+
+        @torch.inference_mode()
+        def embed_crops(self, crops):
+            return visual(crops)
+
+    tokens, width = 1 + 4 * 4, 64
+    blocks = 2 * (2 * tokens * 12 * width**2 + 2 * 2 * tokens**2 * width)
+    assert flops_of_crop(Clip()) == blocks + 2 * 16 * 3 * 8 * 8 * width + 2 * width * 24
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_the_rate_of_matrices_is_plausible(monkeypatch):

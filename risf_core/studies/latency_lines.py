@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from risf_core.cm_clip.clip import CMCLIP
@@ -122,10 +123,20 @@ def measure_floor(params: LatencyParams, notes, name: str, rescorer: Rescorer, *
 
 
 def flops_of_crop(clip: CMCLIP) -> int:
-    """Floating-point operations of one crop's forward pass, multiplications and additions apart, as torch counts."""
-    crop = torch.zeros(1, 3, *clip.image_size, device=clip.device)
-    with FlopCounterMode(display=False) as counter:
-        clip.embed_crops(crop)
+    """Floating-point operations of one crop's forward pass, multiplications and additions apart, as torch counts them.
+
+    Attention is computed step by step while they are counted: torch's fused kernels count as nothing.
+    """
+    crop, fused = (
+        torch.zeros(1, 3, *clip.image_size, device=clip.device),
+        torch.backends.mha.get_fastpath_enabled(),
+    )
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            clip.embed_crops(crop)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 
