@@ -332,7 +332,7 @@ def cost_table(records: Sequence[Mapping]) -> Table:
     display = pd.DataFrame(lines, columns=["notebook", "runs", *names.values()])
     caption = (
         "Cost of the runs: CPU and wall seconds summed over the runs of a notebook, peak memory of the largest "
-        "single process. Each run in the CSV. These numbers come from the machine and differ between repeats; "
-        "nothing else does."
+        "single process. Each run in the CSV. These numbers come from the machine and differ between repeats, as do "
+        "those of the tables backbones_cost and latency_*; nothing else does."
     )
     return Table("cost", caption, data, display)
