@@ -115,7 +115,9 @@ def _built(config: dict) -> nn.Module:
 
 def check_folder(name: str, length: int) -> None:
     loaded = load_clip(name, None)
-    assert not loaded.info.is_random and loaded.info.mean == (0.5,) * 3 and loaded.info.image_size == (160, 160)
+    assert (
+        not loaded.info.is_random and loaded.info.mean == (0.5,) * 3 and loaded.info.image_size == (160, 160)
+    )
     assert loaded.tokenizer(["a cat"]).shape == (1, length)
     clip = CMCLIP(loaded.model, loaded.tokenizer, ["cat", "dog"], temperature="learned")
     image = torch.full((3, 50, 60), 51, dtype=torch.uint8)
