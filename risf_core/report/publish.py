@@ -19,6 +19,7 @@ from risf_core.records import read_records
 from risf_core.report.plan import Plan
 from risf_core.report.selection import plan_of, write_all
 from risf_core.report.statistics import fine_tuning_rows, notebook_of, student_interval
+from risf_core.report.study_numbers import study_numbers
 from risf_core.report.sweep_tables import backbone_cells, backbone_rows
 from risf_core.report.table_format import interval_text, number, to_markdown
 from risf_core.runs.run_specs import RunSpec, load_list
@@ -42,6 +43,10 @@ NOT_COMPARABLE = (
     "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
     "compared with them, so two columns are empty. ± is the half-width of the 95 % Student-t interval over n few-shot "
     "seeds of one base model and one CLIP; gains are paired differences in points."
+)
+STUDY_NOTE = (
+    "± is the half-width of the 95 % Student-t interval over n few-shot seeds of one base model and one CLIP; gains "
+    "are paired differences in points. Ratios are of milliseconds in one run on one machine, the one its record names."
 )
 
 
@@ -93,6 +98,7 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
         both = everything[(everything["setting"] == "gfsod") & (everything["split"] == frame["split"].min())]
         if len(both):
             rows += _paired_numbers(both, shots, plan or Plan.from_rows(both), where=", gfsod")
+    rows += study_numbers(records)
     return pd.DataFrame(rows, columns=["quantity", "value", "n", "notebook", "run_ids"])
 
 
@@ -283,9 +289,16 @@ def result_rows(
 
 
 def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec]) -> str:
-    """The README's table with its note: levels of the parts, gains over all K; the whole headline is linked."""
+    """The README's table with its note; the whole headline is linked.
+
+    Of the reproduction: levels of the parts, gains over all K. Of other profiles: what `study_numbers` gives.
+    """
     folder = f"results/published/{profile}"
     table = result_rows(profile, records, runs, records_at=f"{folder}/records")
+    if IN_README_OF.get(profile, "results") != "results":
+        wanted = {quantity for quantity, *_ in study_numbers(records)}
+        table = table[table["what"].isin(wanted)].drop(columns=["paper", "difference"])
+        return f"{to_markdown(table, is_padded=False)}\n{STUDY_NOTE} All tables and figures: `{folder}/`.\n"
     over_all = table["what"].str.contains(", mean over K, ").any()  # not where only one K was run
     which = "mean over K" if over_all else "K="
     table = table[table["what"].str.contains(rf"{IN_README}{which})")]

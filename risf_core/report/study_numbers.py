@@ -1,0 +1,96 @@
+"""The few numbers of the studies and of the latency profile to look at first, in the form of `publish.headline`."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from risf_core.report.control_tables import CONTROL_TEXTS, control_cells, rule_cells
+from risf_core.report.label_space_tables import selection_cells
+from risf_core.report.latency_tables import accuracy_cells, way_name
+from risf_core.report.other_detectors_tables import WAYS, gains, name_of
+from risf_core.report.statistics import notebook_of
+from risf_core.report.table_format import difference_text, interval_text, number
+
+SHOTS = 5  # of the reported cells, as in `publish`
+LEAST_CHANGE = 0.2  # of nAP, which an approximation may change at most to be named here
+
+
+def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
+    """Rows (quantity, value as text, n, notebook, run ids) of the notebooks that have a record."""
+    return [
+        *_label_spaces(records),
+        *_controls(records),
+        *_rule(records),
+        *_other_detectors(records),
+        *_latency(records),
+    ]
+
+
+def _runs(records: Sequence[Mapping], notebook: str) -> tuple[str, ...]:
+    return tuple(sorted(record["run_id"] for record in records if notebook_of(record) == notebook))
+
+
+def _gain(row) -> str:
+    return difference_text(row.mean, row.half_width, int(row.up), row.n, "complete", 0)
+
+
+def _label_spaces(records: Sequence[Mapping]) -> list[tuple]:
+    notebook, cells = "36_label_space", selection_cells(records)
+    cells = cells[cells["shots"] == SHOTS]
+    rows = []
+    for key, own in cells.groupby(["vocabulary", "arm", "loss"], sort=False):
+        by_name = {row.what: row for row in own.itertuples()}
+        chosen, row = by_name["selected"].combination, by_name["selected − paper"]
+        what = f"{chosen} (chosen on split 2; generic names: {key[0]}) over the paper's CM-CLIP"
+        rows.append((f"{what}, nAP50, K={SHOTS}", _gain(row), row.n, notebook, _runs(records, notebook)))
+    return rows
+
+
+def _controls(records: Sequence[Mapping]) -> list[tuple]:
+    notebook, cells = "37_rescoring_controls", control_cells(records)
+    cells = cells[(cells["shots"] == SHOTS) & (cells["control"] != "none")]
+    rows = []
+    for row in cells.itertuples():
+        name = CONTROL_TEXTS.get(row.control, f"box {row.control}")
+        gain = row.gain_mean, row.gain_half_width, int(row.gain_up), row.gain_n, "complete", 0
+        quantity = f"gain over no re-scoring of {name}, nAP50, K={row.shots}, {row.arm}"
+        rows.append((quantity, difference_text(*gain), row.gain_n, notebook, _runs(records, notebook)))
+    return rows
+
+
+def _rule(records: Sequence[Mapping]) -> list[tuple]:
+    notebook, cells = "37_rescoring_controls", rule_cells(records)
+    rows = []
+    for row in cells[cells["role"] == "fine_tuning"].itertuples():
+        quantity = f"mean gain of a class's AP50 over CLIPs good and bad, CM-CLIP {row.policy}"
+        text = interval_text(row.gain, row.half_width, sign=True)
+        rows.append((quantity, text, row.n, notebook, _runs(records, notebook)))
+    return rows
+
+
+def _other_detectors(records: Sequence[Mapping]) -> list[tuple]:
+    notebook, cells = "35_other_detectors", gains(records)
+    cells = cells[(cells["shots"] == "all") & cells["way"].isin(("paper", "selected"))]
+    rows = []
+    for row in cells.itertuples():
+        way = WAYS[row.way][1] if row.way == "paper" else f"c = {row.c:g} chosen on split 2"
+        quantity = f"CM-CLIP's gain on {name_of(row.detector)}, {way}, nAP50, mean over K"
+        text = difference_text(row.gain, row.gain_half_width, int(row.up), row.n, "complete", 0)
+        rows.append((quantity, text, row.n, notebook, _runs(records, notebook)))
+    return rows
+
+
+def _latency(records: Sequence[Mapping]) -> list[tuple]:
+    """For each CLIP: ours in each precision with every crop, and the fastest approximation of nearly the same nAP."""
+    notebook, cells = "34_latency", accuracy_cells(records)
+    rows = []
+    for clip, own in cells[cells["way"] == "ours"].groupby("clip", sort=False):
+        is_exact = (own["path"] == "crop") & (own["approximation"] == "none")
+        near = own[~is_exact & (own["largest_change"] <= LEAST_CHANGE)]
+        best = near.nlargest(1, "times_faster")
+        for row in pd.concat([own[is_exact], best]).to_dict("records"):
+            quantity = f"{clip}: times less time than the published way, {way_name(row)}"
+            change = number(row["change"], decimals=2, sign=True)
+            text = f"{number(row['times_faster'], decimals=2)} (change of nAP {change})"
+            rows.append((quantity, text, int(row["n"]), notebook, _runs(records, notebook)))
+    return rows
