@@ -13,24 +13,19 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from risf_core.data.dataset import check_class_list, suggest
+from risf_core.class_lists import ClassList as ClassList
+from risf_core.class_lists import read_class_list as read_class_list
+from risf_core.class_lists import read_text
+from risf_core.data.dataset import suggest
 from risf_core.errors import DataError
 
 SHOWN = 5  # problems in the message of an error; all of them are its `problems`
 BLANK = re.compile(r"[ \t\r\n]*")
+VOC_SCORE = re.compile(r"(\s*\S+\s+)\S+")  # the second word
 VOC_NAME = re.compile(r"comp\d+_det_[^_]+_(.+)")  # comp4_det_test_aeroplane.txt
-NUMBERED = re.compile(r"(-?\d+)\s+(\S.*)")  # "17 cat"
-
-
-class ClassList(NamedTuple):
-    """The classes of a detector: their names, and the category ids that its results files give them."""
-
-    names: tuple[str, ...]
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +97,8 @@ class VocResults(Results):
             with _replacing(Path(path) / name) as file:
                 for line, row in zip(lines, self.rows[name].tolist()):
                     if row >= 0 and scores[row] != self.scores[row]:
-                        image, _, *corners = line.split()
-                        line = " ".join([image, f"{scores[row]:.6f}", *corners]) + "\n"
+                        match = VOC_SCORE.match(line)
+                        line = f"{match[1]}{scores[row]:.6f}{line[match.end() :]}"
                     file.write(line)
 
 
@@ -122,42 +117,6 @@ class _Problems:
             raise DataError(
                 f"{self.where}: " + "\n  ".join(self.lines[:SHOWN]) + more, problems=tuple(self.lines)
             )
-
-
-def read_class_list(path: str | Path, *, first_id: int = 1) -> ClassList:
-    """Class names from a file.
-
-    Args:
-        path: Text with a name a line in the order of the category ids, or ``id name`` in every line; or a JSON file
-            with COCO's ``categories``.
-        first_id: Category id of the first name, where the file gives none.
-
-    Raises:
-        DataError: If the file is neither, or a name or an id stands twice.
-    """
-    path = Path(path)
-    text = _read(path)
-    if path.suffix.lower() == ".json":
-        try:
-            ids, names = zip(
-                *sorted((entry["id"], entry["name"]) for entry in json.loads(text)["categories"])
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f'{path}: no list of classes. Expected JSON with "categories": [{{"id": 1, "name": "cat"}}, ...].'
-            ) from error
-    else:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        numbered = [NUMBERED.fullmatch(line) for line in lines]
-        if lines and all(numbered):
-            ids, names = [int(match[1]) for match in numbered], [match[2] for match in numbered]
-        else:
-            ids, names = range(first_id, first_id + len(lines)), lines
-    if not names:
-        raise DataError(f"{path}: there is no class in the file. Expected a name a line.")
-    if len(set(ids)) != len(ids):
-        raise DataError(f"{path}: a category id stands twice. Expected each once.")
-    return ClassList(check_class_list(tuple(names), tuple(names), where=str(path)), tuple(ids))
 
 
 def read_results(paths: Sequence[str | Path], classes: ClassList) -> Results:
@@ -182,7 +141,7 @@ def read_results(paths: Sequence[str | Path], classes: ClassList) -> Results:
 
 
 def _read_coco(path: Path, classes: ClassList) -> CocoResults:
-    text, problems = _read(path), _Problems(path)
+    text, problems = read_text(path), _Problems(path)
     label_of = {category_id: label for label, category_id in enumerate(classes.ids)}
     spans, values, keys = array("q"), array("d"), {}
     for number, (entry, start, end) in enumerate(_entries(text, path)):
@@ -214,20 +173,26 @@ def _entries(text: str, path: Path) -> Iterator[tuple[object, int, int]]:
     while text[at : at + 1] != "]" or not is_first:
         try:
             entry, end = decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            line = text.count("\n", 0, at) + 1
-            raise DataError(
-                f"{path}: broken JSON at line {line}, character {at}: {error}. Is it cut short?"
-            ) from error
+        except json.JSONDecodeError as error:
+            raise _broken(path, text, error.pos, f"{error.msg}. Is it cut short?") from error
+        except RecursionError as error:
+            raise _broken(path, text, at, "an entry is nested too deep.") from error
+        except ValueError as error:
+            raise _broken(path, text, at, "the entry has a whole number of thousands of digits.") from error
         yield entry, at, end
         is_first, at = False, skip(end)
         if text[at : at + 1] == "]":
             break
         if text[at : at + 1] != ",":
-            raise DataError(f"{path}: broken JSON at character {at}: expected , or ]. Is it cut short?")
+            raise _broken(path, text, at, "expected , or ]. Is it cut short?")
         at = skip(at + 1)
     if text[at + 1 :].strip():
         raise DataError(f"{path}: there is text after the list. Expected one JSON list.")
+
+
+def _broken(path: Path, text: str, at: int, what: str) -> DataError:
+    line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+    return DataError(f"{path}: broken JSON at line {line}, column {column}: {what}")
 
 
 def _coco_values(entry: object, label_of: dict[int, int]) -> tuple | str:
@@ -245,12 +210,14 @@ def _coco_values(entry: object, label_of: dict[int, int]) -> tuple | str:
     if type(category_id) is not int or category_id not in label_of:
         known = list(label_of)
         return (
-            f"category_id {_short(category_id)} of image {image_id} is none of the classes' {len(known)} ids "
+            f"category_id {_short(category_id)} of image {_short(image_id)} is none of the classes' {len(known)} ids "
             f"({min(known)} to {max(known)}). Give --classes a file with `id name` lines or COCO's categories, or "
             "--first-id 0 where ids count from 0."
         )
     if type(bbox) is not list or len(bbox) != 4 or any(type(value) not in (int, float) for value in bbox):
-        return f"bbox of image {image_id} is {_short(bbox)}. Expected [x, y, width, height] in pixels."
+        return (
+            f"bbox of image {_short(image_id)} is {_short(bbox)}. Expected [x, y, width, height] in pixels."
+        )
     if wrong := _wrong_numbers(image_id, bbox, bbox[2:], score):
         return wrong
     return image_id, label_of[category_id], *bbox, score
@@ -258,16 +225,17 @@ def _coco_values(entry: object, label_of: dict[int, int]) -> tuple | str:
 
 def _wrong_numbers(image: int | str, box: list, sides: list, score: object) -> str | None:
     """What is wrong with a box or a score, if anything."""
+    image = _short(image)
     if not all(-1e9 < value < 1e9 for value in box):
-        return f"box {box} of image {image} is not finite. Expected pixels."
+        return f"box {_short(box)} of image {image} is not finite. Expected pixels."
     if min(sides) < 0:
-        return f"box {box} of image {image} has a negative width or height. Expected 0 or more."
+        return f"box {_short(box)} of image {image} has a negative width or height. Expected 0 or more."
     if type(score) not in (int, float):
         return f"score of image {image} is {_short(score)}. Expected a number from 0 to 1."
     if not 0 <= score <= 1:
         return (
-            f"score of image {image} is {score}. Expected 0 to 1: CM-CLIP blends it with a probability. Put logits "
-            "through a sigmoid (or softmax), divide percentages by 100, drop detections without a score."
+            f"score of image {image} is {_short(score)}. Expected 0 to 1: CM-CLIP blends it with a probability. Put "
+            "logits through a sigmoid (or softmax), divide percentages by 100, drop detections without a score."
         )
     return None
 
@@ -280,9 +248,12 @@ def _short(value: object) -> str:
 def _read_voc(where: Path, files: Sequence[Path], classes: ClassList) -> VocResults:
     problems, keys, values = _Problems(where), {}, []
     lines, rows = {}, {}
+    names = [path.name for path in files]
+    if len(set(names)) != len(names):
+        raise DataError(f"{where}: two of the files have one name. Expected the files of one folder.")
     for path in files:
         label = classes.names.index(voc_class(path, classes.names))
-        lines[path.name] = _read(path).splitlines(keepends=True)
+        lines[path.name] = read_text(path).splitlines(keepends=True)
         rows[path.name] = np.full(len(lines[path.name]), -1, dtype=np.int64)
         for number, line in enumerate(lines[path.name]):
             if not line.strip():
@@ -332,14 +303,6 @@ def _voc_values(line: str) -> tuple | str:
     return _wrong_numbers(image, box, [x2 - x1 + 1, y2 - y1 + 1], score) or (image, score, *box)
 
 
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}. Expected a text file in UTF-8.") from error
-
-
 class _replacing:  # noqa: N801  a context manager
     """A text file to write that takes the place of `path` when it is whole."""
 
@@ -350,14 +313,23 @@ class _replacing:  # noqa: N801  a context manager
     def __enter__(self):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.temporary.open("w", encoding="utf-8", newline="")
+            # what UTF-8 cannot hold is half a surrogate pair, which JSON writes in this way
+            self.file = self.temporary.open("w", encoding="utf-8", newline="", errors="backslashreplace")
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error}.") from error
+            raise self._refused(error) from error
         return self.file
 
-    def __exit__(self, kind, *_) -> None:
-        self.file.close()
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
+    def __exit__(self, kind, error, _) -> None:
+        try:
+            self.file.close()
+            if kind is None:
+                os.replace(self.temporary, self.path)
+        except OSError as failure:
+            kind, error = OSError, failure
+        if kind is not None:
             self.temporary.unlink(missing_ok=True)
+        if kind is not None and issubclass(kind, OSError):
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> DataError:
+        return DataError(f"{self.path}: cannot be written: {error.strerror}.")

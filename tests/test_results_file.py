@@ -124,6 +124,12 @@ def test_what_is_not_rescored_stays_byte_by_byte(command, tmp_path, clip):
     assert (tmp_path / "out.json").read_text() == text
 
 
+def test_half_a_surrogate_pair_comes_out_as_it_went_in(command, tmp_path, clip):
+    text = '[{"image_id": 1, "category_id": 3, "bbox": [0, 0, 8, 10], "score": 0.8, "n": "\\ud800 \u00fc"}]'
+    assert command(text) == 0
+    assert json.loads((tmp_path / "out.json").read_text())[0]["n"] == "\ud800 ü"
+
+
 def test_an_empty_list_and_entries_that_are_all_weak_are_fine(command, tmp_path, clip, capsys):
     for text in ("[]", " [ ]\n"):
         assert command(text) == 0 and (tmp_path / "out.json").read_text() == text
@@ -189,10 +195,16 @@ def test_boxes_without_a_place_in_the_image_are_counted_and_stay(command, tmp_pa
     ("text", "words"),
     [
         ("{}", "not a list"),
-        ('[{"image_id": 1}', "broken JSON at character 16"),
+        ('[{"image_id": 1}', "broken JSON at line 1, column 17: expected , or ]"),
         ('[{"image_id": 1, ', "broken JSON at line 1"),
+        (
+            '[{"image_id": 1},\n {"image_id" 2}]',
+            "broken JSON at line 2, column 14: Expecting ':' delimiter. Is it cut",
+        ),
         ("[1] 2", "text after the list"),
-        ("[" * 100_000, "broken JSON"),
+        ("[" * 100_000, "broken JSON at line 1, column 2: an entry is nested too deep"),
+        (f'[{{"image_id": {"1" * 5000}}}]', "line 1, column 2: the entry has a whole number of thousands"),
+        (json.dumps([entry(10**4000, score=3)]), "score of image 1000000000"),
         ("[3]", "entry 0: is 3. Expected an object"),
         ('[{"image_id": 1}]', "entry 0: has no 'category_id'"),
         (
@@ -258,6 +270,14 @@ def test_weights_must_be_named(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- class lists
 
 
+def test_names_of_yolo_are_taken_as_they_stand(tmp_path):
+    path = tmp_path / "data.yaml"
+    path.write_text("path: ../data\nnc: 3\nnames: ['traffic light', no, 7]  # three\n")
+    assert read_class_list(path) == (("traffic light", "no", "7"), (1, 2, 3))
+    path.write_text("names:\n  0: person\n  2: car\n  1: bicycle\ntrain: images\n")
+    assert read_class_list(path, first_id=0) == (("person", "bicycle", "car"), (0, 1, 2))
+
+
 def test_class_lists_of_three_forms(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("traffic light\n\ncat \n")
@@ -280,7 +300,30 @@ def test_class_lists_of_three_forms(tmp_path):
         ("a.txt", "1 cat\n1 cow\n", "an? .*id stands twice"),
         ("a.json", "[]", "no list of classes"),
         ("a.json", "{", "no list of classes"),
-        ("b.txt", None, "cannot be read"),
+        ("a.json", "[" * 100_000, "no list of classes"),
+        (
+            "a.json",
+            '{"categories": [{"id": "1", "name": "cat"}]}',
+            "a.json: a category has the id '1' and the name",
+        ),
+        (
+            "a.json",
+            '{"categories": [{"id": 1, "name": "a"}, {"id": "x", "name": "b"}]}',
+            "the id 'x' and the name 'b'",
+        ),
+        ("a.json", '{"categories": [{"id": 1, "name": 5}]}', "a category has the id 1 and the name 5"),
+        ("a.yaml", "nc: 3\n", "`names` stands there 0 times. Expected YOLO's"),
+        ("a.yaml", "names: [a]\nnames: [b]\n", "`names` stands there 2 times"),
+        ("a.yaml", "- cat\n- dog\n", "`names` stands there 0 times"),
+        ("a.yaml", "names: coco.names\n", "`names` is 'coco.names'. Expected"),
+        ("a.yaml", "names: {1: cat, 2: dog}\n", "`names` has 2 numbers: 1, 2"),
+        ("a.yaml", "names: {0: cat, 0: dog}\n", "`names` has 2 numbers: 0, 0"),
+        ("a.yaml", "names: [a, [b]]\n", "a name under `names` is no text"),
+        ("a.yaml", "names: [a\n", "a.yaml: no YAML"),
+        ("a.yaml", "names: {? [0] : cat}\n", "`names` has 1 numbers"),
+        ("a.yaml", "names: []\n", "no class in the file"),
+        ("a.yaml", "", "`names` stands there 0 times"),
+        ("b.txt", None, "b.txt: there is no such file"),
     ],
 )
 def test_faulty_class_lists_are_refused(tmp_path, name, text, words):
@@ -312,9 +355,26 @@ def test_voc_files_come_out_with_other_scores_alone(tmp_path, clip):
     red = (tmp_path / "dets.rescored" / "comp4_det_test_red.txt").read_text()
     green = (tmp_path / "dets.rescored" / "comp4_det_test_green.txt").read_text()
     assert red == f"000001 {0.56 + 0.3 * HIT:.6f} 1.0 1.0 8.0 10.0\n\n2 0.010 1 1 8 8\n"
-    assert green == f"2 {0.35 + 0.3 * HIT:.6f} 13.0 1 20 10\n"
+    assert green == f"2 {0.35 + 0.3 * HIT:.6f} 13.0 1 20 10"
     assert main([*words, "--c", "1"]) == 0
     assert (tmp_path / "dets.rescored" / "comp4_det_test_green.txt").read_text() == "2 0.5 13.0 1 20 10"
+
+
+def test_voc_lines_keep_their_ends_and_spaces(tmp_path):
+    folder = write_voc(tmp_path / "dets", "", "")
+    (folder / "comp4_det_test_red.txt").write_bytes(
+        b" a  0.50\t1 1  20.0 10 \r\nb 0.1 1 1 2 2\r\na 0.3 1 1 2 2"
+    )
+    results = read_results([folder], CLASSES)
+    results.write(tmp_path / "out", np.where(results.scores == 0.1, 0.1, 0.25))
+    text = (tmp_path / "out" / "comp4_det_test_red.txt").read_bytes()
+    assert text == b" a  0.250000\t1 1  20.0 10 \r\nb 0.1 1 1 2 2\r\na 0.250000 1 1 2 2"
+
+
+def test_two_voc_files_of_one_name_are_refused(tmp_path):
+    folders = [write_voc(tmp_path / name, "a 0.5 1 1 2 2\n", "") for name in "ab"]
+    with pytest.raises(DataError, match="two of the files have one name"):
+        read_results([folder / "comp4_det_test_red.txt" for folder in folders], CLASSES)
 
 
 def test_voc_pixels_count_from_one_and_include_the_last(tmp_path):
@@ -329,7 +389,7 @@ def test_voc_pixels_count_from_one_and_include_the_last(tmp_path):
     [
         ("a 0.5 1 2 3", "comp4_det_test_red.txt, line 2: 'a 0.5 1 2 3'. Expected `image score x1 y1 x2 y2`"),
         ("a x 1 2 3 4", "Expected `image score"),
-        ("a nan 1 2 3 4", "score of image a is nan"),
+        ("a nan 1 2 3 4", "score of image 'a' is nan"),
         ("a 0.5 9 2 3 4", "negative width"),
         ("a 0.5 1 2 inf 4", "not finite"),
     ],
