@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,3 +60,20 @@ def names_of(words: Sequence[str]) -> tuple[str, ...]:
     """The names given, or those of the one file given."""
     is_file = len(words) == 1 and Path(words[0]).is_file()
     return read_class_list(words[0]).names if is_file else tuple(words)
+
+
+def made_folder(path: Path) -> Path:
+    """The folder of ``--output``, made if need be.
+
+    Raises:
+        ParamsError: If nothing can be written there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ParamsError(
+            f"--output {path}: nothing can be written there ({error.strerror}). Expected a folder, new or yours."
+        ) from None
+    return path

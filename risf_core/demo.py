@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from risf_core.command_line import device_of, made_folder
 from risf_core.errors import RecordError, RisfError
 from risf_core.params import CmClipParams, PictogramData
 from risf_core.runs.run_specs import shown
@@ -48,29 +49,18 @@ def measure(folder: Path, facts: dict, root: Path, *, device: str = "cpu") -> Me
         facts: ``data``, ``num_images``, ``cm_clip``, ``resamples``, as ``demo.json`` has them.
         root: Where the scenes are rendered; only they are, not the world.
     """
-    from risf_core.cm_clip import apply_cm_clip, encode_detections
     from risf_core.demo_weights import CLIP, DETECTOR, load_half_clip
     from risf_core.detecting import detect_images
-    from risf_core.detections import cut
     from risf_core.evaluation import Evaluator
     from risf_core.paired_bootstrap import paired_ap50
-    from risf_core.prediction import cm_clip_of, open_detector_file
+    from risf_core.prediction import cm_clip_of, counting, open_detector_file
 
     options = CmClipParams.model_validate(facts["cm_clip"])
     loaded = open_detector_file(folder / DETECTOR, device=device)
     data = first_scenes(facts, root, loaded.class_names)
     clip = cm_clip_of(load_half_clip(folder / CLIP, device=device), loaded.class_names, options)
     found = detect_images(loaded.detector, data)
-    similarities = encode_detections(found, data, clip, score_thresh=options.score_thresh)
-    before, beside = cut(found, similarities, score_thresh=options.score_thresh)
-    after = apply_cm_clip(
-        before,
-        beside,
-        c=options.c,
-        temperature=clip.temperature,
-        label_space=clip.label_space,
-        score_thresh=options.score_thresh,
-    )
+    before, after = counting(found, data, clip, options, score_thresh=options.score_thresh)
     evaluator = Evaluator(data, groups={"novel": data.class_names})
     interval = paired_ap50(before, after, data, resamples=facts["resamples"])
     first, second = (evaluator.evaluate(one)["nAP50"] for one in (before, after))
@@ -144,6 +134,7 @@ def run_demo(folder: Path, output: Path, *, device: str = "cpu") -> None:
 
     began = time.perf_counter()
     facts = read_facts(folder)
+    made_folder(output)
     size = sum(entry["bytes"] for entry in facts["files"].values()) / 1e6
     sys.stdout.write(f"Weights of {shown(folder)}: {size:.1f} MB, hashes as published.\n")
     sys.stdout.write(f"Rendering {facts['num_images']} scenes, detecting, re-scoring ...\n")
@@ -173,8 +164,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        run_demo(project_path(arguments.weights), project_path(arguments.output), device=arguments.device)
-    except RisfError as error:
+        device = device_of(arguments.device)
+        run_demo(project_path(arguments.weights), project_path(arguments.output), device=device)
+    except (RisfError, OSError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     return 0

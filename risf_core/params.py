@@ -339,6 +339,12 @@ class DemoParams(Strictly):
     resamples: Count = Field(1000, description="of the bootstrap over images")
 
 
+class OneLabelSpaceParams(CmClipParams):
+    """Re-scoring of a prediction, which has one label space."""
+
+    label_spaces: Many[LabelSpace] = Field(("novel+background",), min_length=1, max_length=1)
+
+
 class PredictParams(NotebookParams):
     """22_predict: a detector on single images, before and after CM-CLIP."""
 
@@ -353,7 +359,7 @@ class PredictParams(NotebookParams):
     draw_thresh: Share = Field(0.3, description="scores at or below it are not drawn")
     clip: ClipSource | None = Field(None, description="null: no re-scoring")
     rescored_classes: Many[str] | None = Field(None, description="null: all of the detector's")
-    cm_clip: CmClipParams = CmClipParams()
+    cm_clip: OneLabelSpaceParams = OneLabelSpaceParams()
     demo: DemoParams | None = Field(None, description="null: no small weights are written")
 
     def label(self) -> str:

@@ -171,15 +171,14 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
         raise ParamsError("--device cuda, but torch finds no GPU. Take auto or cpu, or run `make doctor`.")
     device = "cuda" if has_gpu and arguments.device != "cpu" else "cpu"
     loaded, clip = open_detector(arguments, device), None
+    options = CmClipParams(c=arguments.c, score_thresh=arguments.score_thresh)
     if arguments.cm_clip is not None:
         rescored = names_of(arguments.rescored_classes, loaded.class_names)
         check_class_list(rescored, loaded.class_names, where="--rescored-classes")
         space = label_space(arguments.label_space, rescored, loaded.class_names)
-        clip = cm_clip_of(
-            open_clip_of(arguments.cm_clip, device), rescored, CmClipParams(), label_space=space
-        )
-    cuts = {"score_thresh": arguments.score_thresh, "rescore_thresh": arguments.score_thresh}
-    return Predictor(loaded, clip, arguments.c, max_detections=arguments.max_detections, **cuts)
+        clip = cm_clip_of(open_clip_of(arguments.cm_clip, device), rescored, options, label_space=space)
+    cuts = {"score_thresh": arguments.score_thresh, "max_detections": arguments.max_detections}
+    return Predictor(loaded, clip, options, **cuts)
 
 
 def names_of(words: Sequence[str] | None, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -253,7 +252,7 @@ def draw(prediction: Prediction, path: Path, predictor: Predictor, draw_thresh: 
 
     sides = prediction.pixels, prediction.before, prediction.after
     drawing = prediction_figure(
-        prediction.record, *sides, score_thresh=draw_thresh, note=f", c = {predictor.c:g}"
+        prediction.record, *sides, score_thresh=draw_thresh, note=f", c = {predictor.cm_clip.c:g}"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(drawing.png())

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from risf_core.data.coco import write_json
-from risf_core.data.dataset import ImageRecord, check_class_list
-from risf_core.data.loader import read_image
-from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
+from risf_core.data.dataset import DetectionData, ImageRecord, check_class_list
+from risf_core.data.loader import ImageCache, read_image
+from risf_core.detections import MAX_DETECTIONS, Detections, cut
 from risf_core.detector.weight_files import read_weight_file
 from risf_core.detector_files import LoadedDetector, load_detector
-from risf_core.errors import CheckpointError
+from risf_core.errors import CheckpointError, ParamsError
 from risf_core.params import CmClipParams, DetectorParams
 
 if TYPE_CHECKING:
@@ -63,20 +63,16 @@ class Predictor:
     Attributes:
         loaded: The detector and its classes.
         clip: CM-CLIP over its label space; its classes are those that are re-scored.
-        c: Weight of the detector's score.
+        cm_clip: How it re-scores; what is CLIP's own part of it (prompts, crops, label space), `clip` was built with.
         score_thresh: Detections at or below it do not count.
-        rescore_thresh: Detections at or below it keep their score.
         max_detections: The best of an image that count.
-        fusion: How the two scores become one: "arithmetic" (published) or "geometric".
     """
 
     loaded: LoadedDetector
     clip: CMCLIP | None = None
-    c: float = 0.7
+    cm_clip: CmClipParams = CmClipParams()
     score_thresh: float = 0.05
-    rescore_thresh: float = 0.05
     max_detections: int = MAX_DETECTIONS
-    fusion: str = "arithmetic"
 
     @property
     def device(self) -> str:
@@ -95,28 +91,72 @@ class Predictor:
         (found,) = self.loaded.detector([image.to(self.device)])
         found = {key: value.cpu() for key, value in found.items()}
         detections = Detections.from_images([image_id], [found], self.loaded.class_names)
-        before, _ = cut(detections, None, score_thresh=self.score_thresh, max_detections=self.max_detections)
-        after = None if self.clip is None else self._rescore(before, image)
         empty = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
         record = ImageRecord(image_id, Path(path), height, width, *empty)
+        ids = tuple(range(1, len(self.loaded.class_names) + 1))
+        before, after = counting(
+            detections,
+            DetectionData(str(path), self.loaded.class_names, ids, (record,)),
+            self.clip,
+            self.cm_clip,
+            score_thresh=self.score_thresh,
+            max_detections=self.max_detections,
+            cache=_OneImage(image),
+        )
         return Prediction(record, image.permute(1, 2, 0).numpy(), before, after)
 
-    def _rescore(self, detections: Detections, image: torch.Tensor) -> Detections:
-        from risf_core.cm_clip import apply_cm_clip, rescored_rows
 
-        rows = rescored_rows(detections, self.clip.class_names, self.rescore_thresh)
-        cosines = np.full((len(rows), len(self.clip.label_space)), np.nan, dtype=np.float32)
-        cosines[rows] = self.clip.cosines(image, torch.from_numpy(detections.boxes[rows])).cpu().numpy()
-        return apply_cm_clip(
-            detections,
-            Similarities(cosines, rows, self.clip.label_space),
-            c=self.c,
-            temperature=self.clip.temperature,
-            label_space=self.clip.label_space,
-            rescored_classes=self.clip.class_names,
-            score_thresh=self.rescore_thresh,
-            fusion=self.fusion,
-        )
+class _OneImage(ImageCache):
+    """The image that is already read."""
+
+    def __init__(self, image: torch.Tensor) -> None:
+        super().__init__(0)
+        self._image = image
+
+    def read(self, record: ImageRecord) -> torch.Tensor:
+        return self._image
+
+
+def counting(
+    found: Detections,
+    data: DetectionData,
+    clip: CMCLIP | None,
+    cm_clip: CmClipParams,
+    *,
+    score_thresh: float,
+    max_detections: int = MAX_DETECTIONS,
+    cache: ImageCache | None = None,
+) -> tuple[Detections, Detections | None]:
+    """The detections that count, before and after CM-CLIP, as 20_fine_tuning makes them: encoded, cut, re-scored.
+
+    Args:
+        found: All that the detector finds in the images of ``data``.
+        data: The images.
+        clip: The CLIP, see `cm_clip_of`; None: no re-scoring.
+        cm_clip: The same options that the CLIP was built with.
+        score_thresh: Detections at or below it do not count.
+        max_detections: The best of an image that count.
+        cache: Images that are already read.
+    """
+    cuts = {"score_thresh": score_thresh, "max_detections": max_detections}
+    if clip is None:
+        return cut(found, None, **cuts)
+    from risf_core.cm_clip import apply_cm_clip, encode_detections
+
+    rescored = {"rescored_classes": clip.class_names, "score_thresh": cm_clip.score_thresh}
+    similarities = encode_detections(found, data, clip, cache=cache, **rescored, **cm_clip.crop_choice())
+    before, beside = cut(found, similarities, **cuts)
+    after = apply_cm_clip(
+        before,
+        beside,
+        c=cm_clip.c,
+        temperature=clip.temperature,
+        label_space=clip.label_space,
+        fusion=cm_clip.fusion,
+        not_encoded=cm_clip.not_encoded,
+        **rescored,
+    )
+    return before, after
 
 
 def open_detector_file(
@@ -174,26 +214,45 @@ def cm_clip_of(
     Args:
         clip: The model.
         rescored_classes: The classes whose scores change.
-        options: How crops and prompts are made; the first of its label spaces is taken.
+        options: How crops and prompts are made and CLIP computes; its only label space.
         class_names: All classes of the detector: the others compete in novel+base+background.
         label_space: The names that compete, in place of the options'.
-    """
-    from risf_core.cm_clip import CMCLIP, label_space_names
 
-    others = [name for name in class_names if name not in rescored_classes]
-    known = {"novel_names": tuple(rescored_classes), "base_names": others}
+    Raises:
+        ParamsError: If the options name several label spaces, or one whose base classes are not known.
+    """
+    from risf_core.cm_clip import CMCLIP
+
     return CMCLIP(
         clip.model,
         clip.tokenizer,
         rescored_classes,
-        label_space=label_space or label_space_names(options.label_spaces[0], **known),
+        label_space=label_space or _only_label_space(options, rescored_classes, class_names),
         templates=options.templates,
         temperature=options.temperature,
-        path=options.path,
-        precision=options.precision,
-        memory_budget_mb=options.memory_budget_mb,
+        **options.engine_options(),
         **options.crop_options(),
     )
+
+
+def _only_label_space(
+    options: CmClipParams, rescored_classes: Sequence[str], class_names: Sequence[str]
+) -> tuple[str, ...]:
+    """The names of the options' label space."""
+    from risf_core.cm_clip import label_space_names
+
+    if len(options.label_spaces) != 1:
+        raise ParamsError(
+            f"cm_clip.label_spaces: {', '.join(options.label_spaces)}. Expected one: a prediction has one."
+        )
+    (space,) = options.label_spaces
+    others = [name for name in class_names if name not in rescored_classes]
+    if "base" in space.split("+") and not others:
+        raise ParamsError(
+            f"cm_clip.label_spaces: {space}, but all classes of the detector are re-scored: it names no base class. "
+            "Take novel+background, or name fewer rescored_classes."
+        )
+    return label_space_names(space, novel_names=tuple(rescored_classes), base_names=others)
 
 
 def write_results(
@@ -201,12 +260,14 @@ def write_results(
     predictions: Sequence[Prediction],
     class_names: Sequence[str],
     category_ids: Sequence[int] | None = None,
+    pictures: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write the results files of COCO's form, and the images and categories that their ids mean.
 
     ``images.json`` is an annotation file without annotations, which pycocotools and ``python -m risf_core.cm_clip``
     read; file names in it are relative to the folder that ``info.images_dir`` names. ``detections.json`` holds the
-    detector's scores, ``rescored.json`` those after CM-CLIP. Categories are numbered from 1 where no ids are given.
+    detector's scores, ``rescored.json`` those after CM-CLIP; one of an earlier run is removed if there are none now.
+    Categories are numbered from 1 where no ids are given. ``pictures`` are the drawings' paths below the folder.
 
     Returns:
         The files written.
@@ -221,6 +282,8 @@ def write_results(
         }
         for one in predictions
     ]
+    for image, picture in zip(images, pictures or (), strict=pictures is not None):
+        image["picture"] = picture
     ids = tuple(category_ids or range(1, len(class_names) + 1))
     categories = [{"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)]
     index = {"info": {"images_dir": str(root)}, "images": images, "annotations": [], "categories": categories}
@@ -230,6 +293,8 @@ def write_results(
     }
     if any(one.after is not None for one in predictions):
         files[RESCORED] = [row for one in predictions for row in one.after.to_coco_results(ids)]
+    else:
+        (folder / RESCORED).unlink(missing_ok=True)
     for name, content in files.items():
         write_json(folder / name, content)
     return [folder / name for name in files]

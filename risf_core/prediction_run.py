@@ -46,8 +46,7 @@ def open_predictor(params: PredictParams, run: Run) -> Predictor:
         check_class_list(rescored, loaded.class_names, where="rescored_classes")
         clip = cm_clip_of(model, rescored, params.cm_clip, class_names=loaded.class_names)
     cuts = {"score_thresh": params.score_thresh, "max_detections": params.max_detections}
-    cuts |= {"rescore_thresh": params.cm_clip.score_thresh, "fusion": params.cm_clip.fusion}
-    return Predictor(loaded, clip, params.cm_clip.c, **cuts)
+    return Predictor(loaded, clip, params.cm_clip, **cuts)
 
 
 def open_source(source: PredictorSource, run: Run) -> LoadedDetector:
@@ -138,16 +137,15 @@ def write_demo(params: PredictParams, run: Run) -> dict:
     num_tokens = save_half_clip(
         clip.dir / CHECKPOINT, folder / CLIP, tower=trained.tower, captions=corpus_texts(trained)
     )
-    # one label space, and the numbers as they are computed from these very files
-    options = params.cm_clip.model_copy(update={"label_spaces": params.cm_clip.label_spaces[:1]})
     facts = {
         "detector": facts | cell | {"run_id": tuned.run_id, "shots": tuned.record["params"]["shots"]},
         "clip": {"run_id": clip.run_id, "tower": trained.tower, "num_tokens": num_tokens},
         "data": params.data.model_dump(mode="json", exclude={"root"}),
         "num_images": params.demo.num_images,
         "resamples": params.demo.resamples,
-        "cm_clip": options.model_dump(mode="json"),
+        "cm_clip": params.cm_clip.model_dump(mode="json"),
     }
+    # the numbers as they are computed from these very files
     measured = measure(folder, facts, run.dir / "scenes")
     write_facts(folder, facts | {"expected": measured.numbers})
     return measured.numbers

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,15 +18,16 @@ from risf_core import demo, predict, prediction_run
 from risf_core.clip_models import new_clip
 from risf_core.cm_clip.__main__ import main as rescore_main
 from risf_core.data.benchmark import open_benchmark
+from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.data.loader import read_image
-from risf_core.demo_weights import CLIP, read_facts, save_half_clip
+from risf_core.demo_weights import CLIP, load_half_clip, read_facts, save_half_clip
 from risf_core.detecting import detect_images
 from risf_core.detections import Detections
 from risf_core.detector.checkpoints import save_checkpoint, save_detector
 from risf_core.errors import DataError, ParamsError
 from risf_core.fine_tuning import fine_tuning_grid
-from risf_core.params import PredictParams, TinyClipParams
-from risf_core.prediction import Predictor, common_folder, open_detector_file
+from risf_core.params import CmClipParams, PredictParams, TinyClipParams
+from risf_core.prediction import Predictor, cm_clip_of, common_folder, counting, open_detector_file
 from risf_core.report.prediction_pictures import detections_table, prediction_figure
 
 from .detector.conftest import TINY, square_data, tiny_detector, tiny_params  # noqa: F401  fixtures
@@ -47,7 +49,7 @@ def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     model, _ = new_clip("risf-tiny-resnet", seed=1)
     save_checkpoint(folder / "clip.pt", dict(model.state_dict()))
-    texts = [f"a photo of {name}" for name in (*NAMES, "background", "cow")]
+    texts = [text for name in (*NAMES, "background", "cow") for text in (name, f"a photo of {name}")]
     save_half_clip(folder / "clip.pt", folder / CLIP, tower="risf-tiny-resnet", captions=texts)
     return folder / CLIP
 
@@ -147,6 +149,88 @@ def test_scores_are_those_of_the_blend_done_by_hand(images, checkpoint, clip):
     expected = 0.6 * found.before.scores + 0.4 * probs[range(len(probs)), found.before.labels].numpy()
     np.testing.assert_allclose(np.sort(found.after.scores), np.sort(expected), atol=1e-6)
     assert set(found.after.image_ids.tolist()) == {5} and found.pixels.shape == (64, 96, 3)
+
+
+CHANGES = {
+    "c": 0.3,
+    "temperature": 10.0,
+    "templates": ["{}"],
+    "score_thresh": 0.06,
+    "preprocess": "released",
+    "resize": "bicubic",
+    "crop": "longest",
+    "path": "dense",
+    "precision": "bf16",
+    "dense_scale": 3.0,
+    "dense_stages": 1,
+    "memory_budget_mb": 50.0,
+    "share": "object",
+    "budget": 1,
+    "label_spaces": ["novel+base+background"],
+    "fusion": "geometric",
+}
+NEEDS = {
+    "crop": {"resize": "bicubic"},
+    "dense_scale": {"path": "dense"},
+    "dense_stages": {"path": "dense"},
+    "budget": {"share": "none"},
+}
+
+
+@pytest.mark.parametrize("name", CmClipParams.model_fields)
+def test_every_option_of_the_re_scoring_has_an_effect(name, images, checkpoint, clip):
+    """On made detections whose boxes overlap, two of three classes re-scored, each option changes the scores."""
+    image = images / "rgb.png"
+    record = ImageRecord(1, image, 64, 96, np.empty((0, 4), np.float32), np.empty(0, int), np.empty(0, bool))
+    data = DetectionData("one", tuple(NAMES), (1, 2, 3), (record,))
+    boxes = np.array([[5, 5, 60, 50], [6, 8, 60, 54], [40, 20, 90, 60], [58, 8, 88, 36]], np.float32)
+    columns = np.array([0.9, 0.5, 0.4, 0.055], np.float32), np.array([0, 1, 0, 1]), np.zeros((4, 4))
+    found = Detections(np.ones(4, np.int64), boxes, *columns, np.arange(4), tuple(NAMES))
+    loaded = load_half_clip(clip)
+    shake = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # as it starts, it sees nearly the same in every picture
+        for parameter in loaded.model.visual.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=shake)
+
+    def scores(options):
+        options = CmClipParams(**({"label_spaces": ["novel+background"]} | options))
+        built = cm_clip_of(loaded, NAMES[:2], options, class_names=NAMES)
+        return built, counting(found, data, built, options, score_thresh=0.01)[1].scores
+
+    without, change = NEEDS.get(name, {}), {name: CHANGES[name]}
+    (first, before), (second, after) = scores(without), scores(without | change)
+    if name == "memory_budget_mb":  # what it sets is the batch; scores do not depend on it
+        assert first.batch_size > second.batch_size >= 1
+        np.testing.assert_allclose(before, after, atol=1e-5)
+    else:
+        assert np.abs(before - after).max() > 1e-4
+
+
+def test_label_spaces_that_a_prediction_cannot_have_are_refused(clip):
+    loaded = load_half_clip(clip)
+    with pytest.raises(ParamsError, match="Expected one: a prediction has one"):
+        cm_clip_of(loaded, NAMES, CmClipParams(), class_names=NAMES)
+    with pytest.raises(ParamsError, match="it names no base class"):
+        cm_clip_of(loaded, NAMES, CmClipParams(label_spaces=["novel+base+background"]), class_names=NAMES)
+    with pytest.raises(ValueError, match="label_spaces"):
+        PredictParams(
+            profile="t", checkpoint={"path": "x"}, cm_clip={"label_spaces": CmClipParams().label_spaces}
+        )
+
+
+def test_an_image_without_detections_is_re_scored_to_none(images, checkpoint, clip):
+    loaded = open_detector_file(checkpoint)
+    options = CmClipParams(label_spaces=["novel+background"])
+    predictor = Predictor(loaded, cm_clip_of(load_half_clip(clip), NAMES, options), options)
+    empty = {
+        "boxes": torch.empty(0, 4),
+        "scores": torch.empty(0),
+        "labels": torch.empty(0, dtype=torch.int64),
+    }
+    empty |= {"class_scores": torch.empty(0, 4), "proposal": torch.empty(0, dtype=torch.int64)}
+    with patch.object(loaded.detector, "forward", lambda batch: [empty]):
+        found = predictor.predict(images / "rgb.png")
+    assert len(found.before) == len(found.after) == 0
 
 
 def test_broken_and_missing_inputs_are_named_and_the_others_go_on(images, checkpoint, tmp_path):
