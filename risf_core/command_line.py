@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from risf_core.class_lists import read_class_list
 from risf_core.errors import ParamsError
-from risf_core.results_formats import read_class_list
 
 
 def say(text: str) -> None:

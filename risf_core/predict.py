@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from risf_core.class_lists import read_class_list
 from risf_core.errors import DataError, ParamsError, RisfError
-from risf_core.results_formats import read_class_list
 from risf_core.runs.run_specs import shown
 from risf_core.runs.yaml_files import project_root
 

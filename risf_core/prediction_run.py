@@ -9,6 +9,7 @@ import numpy as np
 
 from risf_core.bnrl import get_loss
 from risf_core.checkpoint_evaluation import open_test_set
+from risf_core.class_lists import read_class_list
 from risf_core.cm_clip import BACKGROUND
 from risf_core.custom_loss import loss_name
 from risf_core.data.dataset import check_class_list
@@ -29,7 +30,6 @@ from risf_core.prediction import (
     write_results,
 )
 from risf_core.records import Run
-from risf_core.results_formats import read_class_list
 from risf_core.runs.yaml_files import project_path
 from risf_core.tiny_clip import CHECKPOINT
 
