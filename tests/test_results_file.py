@@ -18,8 +18,9 @@ from pycocotools.cocoeval import COCOeval
 
 from risf_core import clip_models
 from risf_core.clip_models import LoadedClip
+from risf_core.cm_clip import clip as clip_module
 from risf_core.cm_clip.__main__ import main
-from risf_core.cm_clip.results_file import find_images
+from risf_core.cm_clip.result_images import find_images
 from risf_core.errors import DataError
 from risf_core.results_formats import ClassList, read_class_list, read_results
 from tests.color_clip import ColorClip, color_tokens
@@ -245,15 +246,74 @@ def test_broken_files_are_refused_in_one_error(command, tmp_path, clip, capsys, 
     [
         (["--temperature", "hot"], "--temperature hot"),
         (["--rescored-classes", "gren"], "Did you mean 'green'?"),
-        (["--label-space", "no.txt"], "each class once; missing"),
+        (
+            ["--rescored-classes", "no.txt"],
+            "--rescored-classes no.txt: there is no such file, and no such class",
+        ),
+        (["--label-space", "no.txt"], "--label-space no.txt: there is no such file"),
+        (["--label-space", "few.txt"], "few.txt: 1 of 2 re-scored classes are missing, the first is 'green'"),
+        (["--label-space", "twice.txt"], "twice.txt: class 'red' stands twice"),
+        (["--label-space", "torch.txt"], "torch.txt: '__background__' would compete"),
+        (["--classes", "torch.txt"], "torch.txt: class '__background__' (id 0) would compete"),
+        (["--classes", "own.txt"], "own.txt: class 'Background' (id 8) would compete"),
+        (["--classes", "no.txt"], "no.txt: there is no such file"),
+        (
+            ["--output", "few.txt/out.json"],
+            "--output few.txt/out.json: nothing can be written in few.txt (Not a directory)",
+        ),
+        (["--output", "images"], "--output images is a folder"),
+        (["--output", f"{'o' * 250}.json"], "(File name too long)"),
+        (["--crops", "few.txt"], "--crops few.txt: nothing can be written in few.txt (Not a directory)"),
+        (["--output", "/proc/new/out.json"], "--output /proc/new/out.json: nothing can be written in /proc"),
+        (["--crops", "out.json"], "--crops out.json is the output's place too"),
         (["--images", "nowhere"], "there is no such folder"),
         (["--pretrained", "random", "--output", "results.json"], "is the input"),
     ],
 )
 def test_wrong_options_are_named(command, tmp_path, clip, capsys, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
+    lists = {"few": "red\n", "twice": "red\ngreen\nred\n", "own": "3 red\n7 green\n8 Background\n"}
+    lists["torch"] = "0 __background__\n3 red\n7 green\n"
+    for name, text in lists.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    before = set(tmp_path.rglob("*"))
     assert command([entry()], *words) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert set(tmp_path.rglob("*")) - before <= {tmp_path / "results.json"} and clip() == 0
+
+
+def test_a_class_called_background_may_stand_aside(command, tmp_path, clip):
+    (tmp_path / "torch.txt").write_text("0 __background__\n3 red\n7 green\n")
+    words = ["--classes", tmp_path / "torch.txt", "--rescored-classes", "red", "green"]
+    assert command([entry(category_id=0), entry()], *words) == 0
+    scores = [one["score"] for one in json.loads((tmp_path / "out.json").read_text())]
+    assert scores == pytest.approx([0.8, 0.56 + 0.3 * HIT], abs=1e-6)
+
+
+def test_a_word_that_is_no_number_is_named(command, clip, capsys):
+    with pytest.raises(SystemExit):
+        command([entry()], "--c", "abc")
+    assert "argument --c: expected a number from 0 to 1, got 'abc'" in capsys.readouterr().err
+
+
+def test_results_of_several_folders_are_not_written_over(tmp_path, clip, capsys):
+    folders = [write_voc(tmp_path / name, "a 0.5 1 1 2 2\n", "a 0.5 1 1 2 2\n") for name in "ab"]
+    files = [folders[0] / "comp4_det_test_red.txt", folders[1] / "comp4_det_test_green.txt"]
+    (tmp_path / "c.txt").write_text("red\ngreen\n")
+    words = [
+        *files,
+        "--images",
+        tmp_path,
+        "--classes",
+        tmp_path / "c.txt",
+        "--model",
+        "m",
+        "--pretrained",
+        "x",
+    ]
+    assert main([str(word) for word in (*words, "--output", folders[1])]) == 2
+    assert "is the input" in capsys.readouterr().err
 
 
 def test_weights_must_be_named(tmp_path, capsys):
@@ -444,14 +504,103 @@ def test_annotations_name_the_images(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": images}))
     records, truth = find_images(results_of(tmp_path, 6, 5), folder, path)
-    assert [(record.image_id, record.path.name) for record in records] == [(6, "c.png"), (5, "a.png")]
+    assert [record.path for record in records] == [folder / "b" / "c.png", folder / "a.png"]
     assert truth is None
-    assert find_images(results_of(tmp_path, "c"), folder, path)[0][0].image_id == 6
+    for key in ("c", "c.png", "b/c.png"):
+        assert find_images(results_of(tmp_path, key), folder, path)[0][0].path == folder / "b" / "c.png"
     with pytest.raises(DataError, match=r"1 of 2 image ids stand not in .*the first is 9"):
         find_images(results_of(tmp_path, 5, 9), folder, path)
     path.write_text("[]")
     with pytest.raises(DataError, match="no COCO file"):
         find_images(results_of(tmp_path, 5), folder, path)
+
+
+BOX = {"id": 1, "bbox": [0, 0, 8, 10], "area": 80, "iscrowd": 0, "category_id": 3}
+
+
+def annotate(path: Path, images: dict[int | str, str] | list[tuple], *, image_id=None) -> Path:
+    """A COCO file of images by id; with an `image_id` also an object in that image."""
+    pairs = images.items() if isinstance(images, dict) else images
+    entries = [{"id": key, "file_name": name, "width": 20, "height": 10} for key, name in pairs]
+    content = {"images": entries, "categories": [{"id": 3, "name": "red"}, {"id": 7, "name": "green"}]}
+    boxes = [] if image_id is None else [BOX | {"image_id": image_id}]
+    path.write_text(json.dumps(content | {"annotations": boxes}))
+    return path
+
+
+def test_an_explicit_id_wins_over_the_name_of_a_file(tmp_path):
+    folder = write_images(tmp_path / "images", "000001.png", "000005.png", "a/b.png", "c/b.png")
+    images = {"000001": "000005.png", "x": "000001.png", "ab": "a/b.png", "cb": "c/b.png"}
+    path = annotate(tmp_path / "a.json", images)
+    records, _ = find_images(results_of(tmp_path, "000001", "x", "000005"), folder, path)
+    assert [record.path.name for record in records] == ["000005.png", "000001.png", "000005.png"]
+    with pytest.raises(DataError, match=r"image 'b' may be a/b\.png or c/b\.png of .*a\.json"):
+        find_images(results_of(tmp_path, "b"), folder, path)
+
+
+@pytest.mark.parametrize("truth", [None, 5])
+def test_an_image_id_that_stands_twice_is_refused(tmp_path, truth):
+    folder = write_images(tmp_path / "images", "a.png", "b.png")
+    path = annotate(tmp_path / "a.json", [(5, "a.png"), (5, "b.png")], image_id=truth)
+    with pytest.raises(DataError, match=r"image id 5 stands twice, for a\.png and b\.png"):
+        find_images(results_of(tmp_path, 5), folder, path)
+
+
+@pytest.mark.parametrize("key", ["img1", 10**25])
+def test_any_id_names_an_image_and_those_of_a_truth_are_numbers(command, tmp_path, clip, capsys, key):
+    write_images(tmp_path / "images", "a.png")
+    path = annotate(tmp_path / "a.json", {key: "a.png"})
+    assert command([entry(key)], "--annotations", path) == 0 and clip() == 1
+    assert json.loads((tmp_path / "out.json").read_text())[0]["score"] == pytest.approx(
+        0.56 + 0.3 * HIT, abs=1e-6
+    )
+    assert command([entry(key)], "--annotations", annotate(path, {key: "a.png"}, image_id=key)) == 2
+    assert f"id is {key!r}; expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [(None, "a.png"), (True, "a.png"), ([1], "a.png"), (5, 7), (5, " ")]
+)
+def test_odd_images_of_annotations_are_named(tmp_path, key, name):
+    folder = write_images(tmp_path / "images", "a.png")
+    with pytest.raises(DataError, match=r"a\.json: an image has the id .* and the file_name"):
+        find_images(results_of(tmp_path, 5), folder, annotate(tmp_path / "a.json", [(key, name)]))
+
+
+@pytest.mark.parametrize("truth", [None, 5])
+def test_images_without_entries_to_encode_need_not_be_there(command, tmp_path, clip, capsys, truth):
+    write_images(tmp_path / "images", "a.png")
+    path = annotate(tmp_path / "a.json", {5: "a.png", 6: "absent.png", 7: "weak.png"}, image_id=truth)
+    entries = [entry(5), entry(7, score=0.01)]
+    assert command(entries, "--annotations", path) == 0 and clip() == 1
+    assert ("AP of all classes: 100.00" in capsys.readouterr().out) == (truth is not None)
+    assert command([*entries, entry(7)], "--annotations", path) == 2
+    assert "weak.png does not exist" in capsys.readouterr().err and clip() == 1
+    assert command([entry(1), entry(7, score=0.01)]) == 0  # nor by name
+
+
+def test_a_size_in_the_annotations_that_is_wrong_is_told_before_a_clip_is_loaded(
+    tmp_path, command, clip, capsys
+):
+    path = annotate(tmp_path / "a.json", {5: "a.png"}, image_id=5)
+    Image.new("RGB", (10, 20)).save(tmp_path / "images" / "a.png")
+    assert command([entry(5), entry(5)], "--annotations", path) == 2
+    assert "a.png has 10x20 pixels, its annotations say 20x10" in capsys.readouterr().err and clip() == 0
+
+
+def test_links_do_not_make_an_image_ambiguous(tmp_path):
+    folder = write_images(tmp_path / "images", "7.png", "sub/8.png")
+    (folder / "round").symlink_to(".")
+    (folder / "sub" / "up").symlink_to("..")
+    (folder / "again").symlink_to("sub")
+    (folder / "other.link.png").symlink_to("nowhere.png")
+    (folder / "copy").mkdir()
+    (folder / "copy" / "7.png").symlink_to(folder / "7.png")
+    (tmp_path / "raw").mkdir()
+    write_images(tmp_path / "raw", "9.png")
+    (folder / "linked").symlink_to(tmp_path / "raw")
+    records, _ = find_images(results_of(tmp_path, 7, 8, 9), folder)
+    assert [record.path.name for record in records] == ["7.png", "8.png", "9.png"]
 
 
 def test_images_that_lie_on_their_side_are_taken_upright(tmp_path, command, clip):
@@ -534,11 +683,27 @@ def _grown(tmp_path: Path, least: int) -> int:
     return size if size > max(least, 100) else 0
 
 
-def test_auto_keeps_the_precision_of_the_crops_that_are_there(command, tmp_path, clip):
-    (tmp_path / "out.json.crops").mkdir()
-    (tmp_path / "out.json.crops" / "precision.txt").write_text("bf16\n")
-    assert command([entry()], "--precision", "auto") == 0
-    assert (tmp_path / "out.json.crops" / "precision.txt").read_text() == "bf16\n"
+def test_auto_keeps_the_precision_of_one_clip(command, tmp_path, clip, monkeypatch, capsys):
+    probed, chosen = [], ["fp32", "bf16"]
+    monkeypatch.setattr(clip_module, "fastest_precision", lambda *a: (probed.append(1), (chosen[0], {}))[1])
+    noted = tmp_path / "out.json.crops" / "precision.json"
+
+    def run(said: str) -> int:
+        assert command([entry()], "--precision", "auto") == 0
+        shown = capsys.readouterr()
+        assert f"on cpu in {said}" in shown.out and list(json.loads(noted.read_text()).values())[-1] == said
+        return len(probed)
+
+    assert run("fp32") == 1 and run("fp32") == 1
+    chosen.reverse()
+    assert run("fp32") == 1  # as noted
+    clip.model.visual.register_buffer("other", torch.ones(1))
+    assert run("bf16") == 2 and run("bf16") == 2  # another CLIP's note is not this one's
+    assert len(json.loads(noted.read_text())) == 2
+    for text in ("", "[]", '{"a'):
+        noted.write_text(text)
+        before = len(probed)
+        assert run("bf16") == before + 1
 
 
 # ---------------------------------------------------------------------------------------------- AP

@@ -1,130 +1,42 @@
-"""Re-score the results file of any detector: find its images, encode its boxes once, blend, compare."""
+"""Re-score the results file of any detector: encode its boxes once, blend, compare."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from risf_core.cm_clip.clip import CMCLIP
 from risf_core.cm_clip.encoding import embed_detections
 from risf_core.cm_clip.scores import Fusion, fuse, label_probabilities
-from risf_core.data.coco import load_coco
 from risf_core.data.dataset import DetectionData, ImageRecord
-from risf_core.data.loader import EXIF_ORIENTATION
 from risf_core.detections import Detections
 from risf_core.errors import DataError
 from risf_core.evaluation import Evaluator
 from risf_core.results_formats import ClassList, CocoResults, Results
 
-logger = logging.getLogger(__name__)
-
 MAX_PER_CLASS = 100  # detections of a class in an image that count: COCO's maxDets
-NUMBER = re.compile(r"(?:.*_)?(\d+)")  # 000000000139, COCO_val2014_000000000139
 
 
-def find_images(
-    results: Results, images_dir: str | Path, annotations: str | Path | None = None
-) -> tuple[list[ImageRecord], DetectionData | None]:
-    """The image of each id of a results file, and the ground truth if there is one.
-
-    Args:
-        results: The results file.
-        images_dir: Folder of the images; without annotations those below it are searched as well.
-        annotations: COCO file that names the image of each id. None: an id is the name of a file (``000000000139.jpg``
-            or ``139.jpg`` for 139; with or without ending for a text).
-
-    Returns:
-        One record for each of `results.image_keys`; the ground truth where the file holds annotations.
-
-    Raises:
-        DataError: If an id has no image or several, with what was looked for; if an image cannot be opened.
-    """
-    folder = Path(images_dir)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder. Give the folder of the images with --images.")
-    if annotations is None:
-        paths = _paths_by_name(results, folder)
-        return [_record(path, position) for position, path in enumerate(paths)], None
-    path = Path(annotations)
-    names, has_truth = _annotated_names(path)
-    if has_truth:
-        truth = load_coco(path, folder, drop_invalid=True)
-        by_key: dict[int | str, ImageRecord] = {record.image_id: record for record in truth.images}
-    else:
-        truth = None
-        by_key = {image_id: _record(folder / name, image_id) for image_id, name in names.items()}
-    by_key |= {record.path.stem: record for record in tuple(by_key.values())}
-    missing = [key for key in results.image_keys if key not in by_key]
-    if missing:
-        raise DataError(
-            f"{results.where}: {len(missing)} of {len(results.image_keys)} image ids stand not in {path}, the first is "
-            f"{missing[0]!r}. Expected the file that the detector's images came from."
-        )
-    return [by_key[key] for key in results.image_keys], truth
+def candidates(
+    results: Results, labels: Sequence[int], *, score_thresh: float, top: int | None = None
+) -> np.ndarray:
+    """Which entries may be re-scored, as far as the file alone tells: bool [N]; arguments as in `rescorable`."""
+    return ~np.any(list(_reasons(results, labels, score_thresh, top).values()), axis=0)
 
 
-def _annotated_names(path: Path) -> tuple[dict[int, str], bool]:
-    """File name by image id of a COCO file, and whether it holds annotations."""
-    try:
-        content = json.loads(path.read_bytes())
-        return {entry["id"]: entry["file_name"] for entry in content["images"]}, bool(
-            content.get("annotations")
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f'{path}: no COCO file ({error}). Expected {{"images": [{{"id", "file_name"}}, ...], ...}}.'
-        ) from error
-
-
-def _paths_by_name(results: Results, folder: Path) -> list[Path]:
-    """The image file of each id, by its name."""
-    endings = set(Image.registered_extensions())
-    by_name: dict[str | int, list[Path]] = defaultdict(list)
-    for parent, _, names in os.walk(folder, followlinks=True):
-        for name in sorted(names):
-            stem, ending = os.path.splitext(name)
-            if ending.lower() in endings:
-                number = NUMBER.fullmatch(stem)
-                for key in {stem, name, int(number[1]) if number else stem}:
-                    by_name[key].append(Path(parent, name))
-    missing = [key for key in results.image_keys if not by_name.get(key)]
-    if missing:
-        key = missing[0]
-        tried = f"{key:012d}.*, {key}.*, *_{key:012d}.*" if isinstance(key, int) else f"{key}, {key}.*"
-        raise DataError(
-            f"{results.where}: {len(missing)} of {len(results.image_keys)} images were not found; the first is "
-            f"{key!r}. Looked for {tried} in {folder} and below. Give --annotations, a COCO file with their names."
-        )
-    several = [key for key in results.image_keys if len(by_name[key]) > 1]
-    if several:
-        found = ", ".join(map(str, by_name[several[0]][:3]))
-        raise DataError(
-            f"{results.where}: image {several[0]!r} may be any of {found}. Give --annotations, a COCO file with the "
-            "names, or a folder without the others."
-        )
-    return [by_name[key][0] for key in results.image_keys]
-
-
-def _record(path: Path, image_id: int) -> ImageRecord:
-    """An image without objects, at its upright size, which is read without decoding."""
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-            if file.getexif().get(EXIF_ORIENTATION, 1) >= 5:  # lies on its side
-                width, height = height, width
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} cannot be opened: {error}. Expected a whole image file.") from error
-    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    return ImageRecord(image_id, path, height, width, *none)
+def _reasons(
+    results: Results, labels: Sequence[int], score_thresh: float, top: int | None
+) -> dict[str, np.ndarray]:
+    """Which entries each reason speaks against, bool [N]."""
+    return {
+        "other_class": ~np.isin(results.labels, labels),
+        "low_score": ~(results.scores > score_thresh),
+        "not_top": _ranks(results.scores, results.images) >= (len(results) if top is None else top),
+        "empty": (results.boxes[:, 2:] <= results.boxes[:, :2]).any(axis=1),
+    }
 
 
 def rescorable(
@@ -149,13 +61,8 @@ def rescorable(
     sizes = np.array([(record.width, record.height) for record in records], dtype=np.float64).reshape(-1, 2)
     limits = np.tile(sizes[results.images], 2)  # [N, 4]
     boxes = np.clip(results.boxes, 0, limits).astype(np.float32)
-    reasons = {
-        "other_class": ~np.isin(results.labels, labels),
-        "low_score": ~(results.scores > score_thresh),
-        "not_top": _ranks(results.scores, results.images) >= (len(results) if top is None else top),
-        "empty": (results.boxes[:, 2:] <= results.boxes[:, :2]).any(axis=1),
-        "outside": (boxes[:, 2:] <= boxes[:, :2]).any(axis=1),
-    }
+    reasons = _reasons(results, labels, score_thresh, top)
+    reasons["outside"] = (boxes[:, 2:] <= boxes[:, :2]).any(axis=1)
     wanted, counts = np.ones(len(results), dtype=bool), {"entries": len(results)}
     for name, speaks_against in reasons.items():
         counts[name] = int((wanted & speaks_against).sum())
