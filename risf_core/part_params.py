@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from risf_core.data_params import Count, Many, Positive, Share, Strictly
+from risf_core.errors import ParamsError
 from risf_core.schedules import STEPS, rescale
 
 LabelSpace = Literal["novel+background", "novel+base+background"]
@@ -164,6 +165,20 @@ class BnrlParams(Strictly):
     background_weight: float = Field(0.2, ge=0, le=10, description="of background RoIs, also in ce_bg")
 
 
+def check_template(template: str) -> str:
+    """ParamsError if a template is not a text with one place for the name."""
+    mark = "\0"
+    try:
+        count = template.format(mark).count(mark)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        count = 0
+    if count != 1:
+        raise ParamsError(
+            f"templates: {template!r}, but expected a text with {{}} once, for the class name, and no other braces."
+        )
+    return template
+
+
 Templates = Annotated[Many[str], Field(min_length=1)]
 
 
@@ -193,7 +208,12 @@ class CmClipParams(Strictly):
     )
     dense_scale: float = Field(1.5, gt=0, le=8, description="dense: sides of the image in CLIP over its own")
     dense_stages: int = Field(2, ge=0, le=4, description="dense: stages of the tower that all boxes share")
-    memory_budget_mb: float = Field(1024, gt=0, description="peak of the re-scoring above the loaded CLIP")
+    memory_budget_mb: float = Field(
+        1024,
+        gt=0,
+        allow_inf_nan=False,
+        description="MiB by which crops raise the peak above the loaded CLIP and image",
+    )
     share: Literal["none", "iou", "proposal", "object"] = Field(
         "none", description="whose crop serves other boxes; all but none are approximations"
     )
@@ -230,6 +250,9 @@ class CmClipParams(Strictly):
     @model_validator(mode="after")
     def _templates_have_a_place(self) -> Self:
         given = () if isinstance(self.templates, str) else self.templates
-        if without := [template for template in given if "{}" not in template]:
-            raise ValueError(f"template {without[0]!r} has no {{}} for the class name")
+        for template in given:
+            try:
+                check_template(template)
+            except ParamsError as error:
+                raise ValueError(str(error)) from error
         return self

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from risf_core.cm_clip import CMCLIP, costs
+from risf_core.cm_clip import CMCLIP, costs, crops
 from risf_core.cm_clip.costs import crops_within, fastest_precision, in_precision
 from risf_core.errors import ParamsError
 from tests.small_clips import TOWERS, long_tokens, small_clip, tokens
@@ -79,6 +79,32 @@ def test_batch_follows_from_the_budget():
         crops_within(model, 20, **options)
 
 
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), 0, -1, "much", None])
+def test_a_budget_that_is_no_number_of_mebibytes_is_refused(budget):
+    with pytest.raises(ParamsError, match="Expected a finite number of MiB above 0"):
+        CMCLIP(small_clip("resnet"), long_tokens, ["cat"], memory_budget_mb=budget)
+
+
+@pytest.mark.parametrize("resize", ["roi_align", "bicubic_tensor"])
+def test_crops_of_large_images_are_cut_in_parts_and_stay_the_same(resize, monkeypatch):
+    slow = torch.arange(120)[None, :] + torch.arange(100)[:, None]
+    image = (slow[None] + IMAGE // 8).to(torch.uint8)
+    boxes = torch.cat(
+        [BOXES, torch.tensor([[0.0, 0, 120, 100], [-9, -7, 140, 99], [50, 0, 51, 100], [3, 9, 99, 10]])]
+    )
+    clip = CMCLIP(small_clip("resnet"), long_tokens, ["cat"], resize=resize)
+    whole = clip.crops(image, boxes)
+    done, cut = [], crops._roi_align
+    monkeypatch.setattr(
+        crops, "_roi_align", lambda *args: done.append(args[0].shape[1:].numel()) or cut(*args)
+    )
+    for most in (5000, 1000):
+        monkeypatch.setattr(crops, "MAX_PIXELS", most)
+        assert (clip.crops(image, boxes) - whole).abs().max() < 1e-4
+    if resize == "roi_align":
+        assert len(done) > 2 * len(boxes) and max(done) < image[0].numel()
+
+
 PEAK = """
 import ctypes, json, sys, torch
 from risf_core.clip_models import load_clip
@@ -88,15 +114,19 @@ def status(key):
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(key))
 
 torch.set_num_threads(1)
-image, found, made = torch.zeros(3, 480, 640, dtype=torch.uint8), [], {}
-for name, budget, count in json.loads(sys.argv[1]):
+found, made = [], {}
+for name, budget, count, width, height in json.loads(sys.argv[1]):
+    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     loaded = made[name] = made.get(name) or load_clip(name, None)
     clip = CMCLIP(loaded.model, loaded.tokenizer, ["cat"], memory_budget_mb=budget)
-    corners = torch.rand(count, 2) * 400
+    corners = torch.rand(count, 2) * torch.tensor([width - 240, height - 80])
+    boxes = torch.cat([corners, corners + 80], dim=1)
+    if width > 640:
+        boxes[0] = torch.tensor([0, 0, width, height])  # of a large image one box covers all
     ctypes.CDLL(None).malloc_trim(0)  # what earlier cases freed would hide what this one takes
     before = status("VmRSS")
     open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-    assert clip.embed_boxes(image, torch.cat([corners, corners + 80], dim=1)).shape[0] == count
+    assert clip.embed_boxes(image, boxes).shape[0] == count
     found.append((status("VmHWM") - before, clip.batch_size))
 print(json.dumps(found))
 """
@@ -104,12 +134,19 @@ print(json.dumps(found))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's peak of a process is Linux's")
 def test_a_process_stays_within_its_budget_for_one_and_for_two_thousand_boxes():
-    cases = [("risf-tiny-resnet", 50, 1), ("risf-tiny-resnet", 50, 2000), ("RN50", 120, 1), ("RN50", 120, 8)]
+    tiny, small, large = "risf-tiny-resnet", (640, 480), (4000, 3000)
+    cases = [
+        (tiny, 50, 1, *small),
+        (tiny, 50, 2000, *small),
+        (tiny, 256, 1, *large),
+        (tiny, 256, 2000, *large),
+    ]
+    cases += [("RN50", 120, 1, *small), ("RN50", 120, 8, *small)]
     done = subprocess.run(
         [sys.executable, "-c", PEAK, json.dumps(cases)], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for (name, budget, count), (peak, batch) in zip(cases, json.loads(done.stdout)):
-        assert 1 < peak <= budget and batch < costs.MAX_BATCH, (name, count)
+    for case, (peak, batch) in zip(cases, json.loads(done.stdout)):
+        assert 1 < peak <= case[1] and (batch < costs.MAX_BATCH or case[1] == 256), case
     # a budget that is far from what is taken would say little
     assert json.loads(done.stdout)[-1][0] > 120 / 3

@@ -6,14 +6,17 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from pydantic import ValidationError
 
 from risf_core.cm_clip import CMCLIP
 from risf_core.cm_clip.texts import encode_texts, templates_named
 from risf_core.errors import ParamsError
+from risf_core.params import CmClipParams
 from tests.color_clip import color_clip
 from tests.small_clips import long_tokens, small_clip
 
 NAMES = ("cat", "dog", "background")
+FAULTY = ("a photo", "a {} {}", "a {} {x}", "{}{", "a {{}}", "{.x}")
 PROMPTS = ("a photo of {}", "a drawing of {}")
 
 
@@ -31,7 +34,8 @@ def test_sets_of_templates_are_clips_own():
 
 
 @pytest.mark.parametrize(
-    ("templates", "words"), [("best", "published, simple, openai"), ([], "{}"), (["a photo"], "{}")]
+    ("templates", "words"),
+    [("best", "published, simple, openai"), ([], "{}"), *(([text], "with {} once") for text in FAULTY)],
 )
 def test_other_templates_are_refused(templates, words):
     with pytest.raises(ParamsError, match=words):
@@ -94,6 +98,34 @@ def test_a_damaged_file_is_made_again_with_a_warning(model, tmp_path, damage, ca
     with caplog.at_level(logging.WARNING):
         assert torch.equal(first, encode_texts(model, long_tokens, NAMES, PROMPTS, store=tmp_path))
     assert path.name in caplog.text and path.read_bytes() == whole
+
+
+def test_texts_that_cannot_be_stored_are_encoded_with_a_warning(model, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        found = encode_texts(model, long_tokens, NAMES, PROMPTS, store=tmp_path / "file" / "store")
+    assert "cannot be written" in caplog.text and str(tmp_path / "file" / "store") in caplog.text
+    assert torch.equal(found, encode_texts(model, long_tokens, NAMES, PROMPTS))
+
+
+@pytest.mark.parametrize("text", FAULTY)
+def test_parameters_refuse_the_same_templates(text):
+    with pytest.raises(ValidationError, match="with {} once"):
+        CmClipParams(templates=("a {}", text))
+
+
+@pytest.mark.parametrize(
+    ("names", "space", "words"),
+    [
+        (["cat", "background"], None, "called 'background'.*Leave it out"),
+        (["cat", "dog", "cat"], None, "classes to re-score: .*twice: cat"),
+        (["cat"], ["cat", "dog", "dog", "background"], "label space: .*twice: dog"),
+        (["cat", "cow"], ["cat", "background"], "missing: .*cow"),
+    ],
+)
+def test_names_that_stand_twice_or_nowhere_are_named(model, names, space, words):
+    with pytest.raises(ParamsError, match=words):
+        CMCLIP(model, long_tokens, names, label_space=space)
 
 
 def test_learned_temperature_is_the_models_own(model):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from risf_core.clip_models import preprocessing_of
-from risf_core.cm_clip.costs import PRECISIONS, crops_within, fastest_precision, in_precision
+from risf_core.cm_clip.costs import PRECISIONS, check_budget, crops_within, fastest_precision, in_precision
 from risf_core.cm_clip.crops import Cropper, check_boxes
 from risf_core.cm_clip.dense import DenseTower
 from risf_core.cm_clip.scores import BACKGROUND, TEMPERATURE
@@ -46,8 +46,10 @@ class CMCLIP:
         dense_stages: Of the dense path: how many of the tower's four stages run once for all boxes.
         precision: What the image tower computes in: "fp32", "bf16", "fp16", or "auto" (the fastest on this machine).
             Cosines and texts stay in float32.
-        memory_budget_mb: How much more memory than with the loaded model a process may take; the batch size follows.
-            On the dense path it bounds the boxes' part; the image itself comes on top.
+        memory_budget_mb: The most MiB by which encoding crops raises the peak of a process above the loaded model and
+            the decoded image (3 bytes a pixel, and what the decoder took); the batch size follows. It holds for images
+            and boxes of any size. Not covered: on the dense path the image's pass, with resize="bicubic" Pillow's
+            copies of a box's pixels, and the embeddings of all boxes (D floats each).
         batch_size: Crops in one forward pass, whatever the budget.
         text_store: Folder in which text features are kept for other runs; None keeps them nowhere.
 
@@ -79,6 +81,7 @@ class CMCLIP:
         batch_size: int | None = None,
         text_store: Path | None = None,
     ) -> None:
+        check_budget(memory_budget_mb)
         for name, value, known in (("path", path, PATHS), ("precision", precision, (*PRECISIONS, "auto"))):
             if value not in known:
                 raise ParamsError(f"{name} is {value!r}. Expected one of: {', '.join(known)}.")
@@ -113,10 +116,19 @@ class CMCLIP:
                 f"label_space is {label_space!r}. Expected a list of names, {BACKGROUND!r} last."
             )
         names = self.label_space
-        missing = [name for name in self.class_names if name not in names]
-        if missing or len(set(names)) != len(names):
+        if BACKGROUND in self.class_names:
             raise ParamsError(
-                f"label space {list(names)}: expected each class once; missing: {missing or 'none'}."
+                f"one of the classes to re-score is called {BACKGROUND!r}, which is the label space's own last name. "
+                "Leave it out of the classes to re-score."
+            )
+        for what, given in (("the classes to re-score", self.class_names), ("the label space", names)):
+            if twice := sorted({name for name in given if given.count(name) > 1}):
+                raise ParamsError(
+                    f"{what}: expected each class once, but these stand twice: {', '.join(twice)}."
+                )
+        if missing := [name for name in self.class_names if name not in names]:
+            raise ParamsError(
+                f"label space {list(names)}: expected each class to re-score in it; missing: {missing}."
             )
         if BACKGROUND in names[:-1]:
             raise ParamsError(f"label space {list(names)}: expected {BACKGROUND!r} as the last name.")

@@ -1,6 +1,7 @@
 """What CLIP's image tower costs here: the precision it computes in, and how many crops fit a memory budget."""
 
 import copy
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -16,7 +17,8 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 MAX_BATCH = 64  # fit a CPU's caches: tiny towers are slower at 256, and large ones no faster
 HOPELESS = 4.0  # times slower than the best: not tried further
 # Beyond the tensors alive at a time: what oneDNN and the C library hold (reordered weights, scratch, memory freed and
-# not given back), an image and its embeddings. tests/test_clip_costs.py measures whole processes against the budget.
+# not given back), and of an image the pixels that are cut out at once (`crops.MAX_PIXELS`). tests/test_clip_costs.py
+# measures whole processes against the budget.
 OVERHEAD, OVERHEAD_MB = 1.75, 32.0
 PROBE_SECONDS = 0.25
 
@@ -67,6 +69,16 @@ class _LiveBytes(TorchDispatchMode):
         self.now -= count
 
 
+def check_budget(budget_mb: float) -> None:
+    """ParamsError if a memory budget is not a number of MiB."""
+    try:
+        is_valid = 0 < float(budget_mb) < math.inf
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise ParamsError(f"memory_budget_mb is {budget_mb!r}. Expected a finite number of MiB above 0.")
+
+
 def crops_within(
     model: nn.Module, budget_mb: float, *, image_size: tuple[int, int], dtype: torch.dtype
 ) -> int:
@@ -76,8 +88,9 @@ def crops_within(
     tensors alive at a time. Beside them are the crops in float32, twice: cut out, and joined.
 
     Raises:
-        ParamsError: If not even one crop fits.
+        ParamsError: If the budget is not a number above 0, or not even one crop fits.
     """
+    check_budget(budget_mb)
     tower = _converted(model, lambda tensor: tensor.to("meta"))
     with torch.inference_mode(), _LiveBytes() as live:
         crops = torch.empty(2, 3, *image_size, device="meta", dtype=dtype)

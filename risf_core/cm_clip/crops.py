@@ -14,6 +14,9 @@ from risf_core.errors import DataError, ParamsError
 CROP_RULES = ("squash", "shortest", "longest")  # open_clip's resize modes; the paper squashes
 RESIZES = ("roi_align", "bicubic", "bicubic_tensor")
 PREPROCESSINGS = ("clip", "released")
+MAX_PIXELS = (
+    2**19
+)  # made float at once; RoIAlign takes 32 bytes for each on a CPU, and `costs.OVERHEAD_MB` holds them
 
 
 class Cropper:
@@ -52,12 +55,12 @@ class Cropper:
     def crops(self, image: Tensor, boxes: Tensor, device: torch.device) -> Tensor:
         """Float32 [N, 3, h, w] of boxes [N, 4] of an image, uint8 RGB [3, H, W]."""
         check_boxes(image, boxes)
-        image = image.flip(0) if self._is_bgr else image  # RGB -> BGR
-        if self._resize == "bicubic":
-            return self._pil_crops(image, boxes).to(device)
-        image, boxes = image.to(device), boxes.to(device)
-        tensors = self._bicubic_crops if self._resize == "bicubic_tensor" else self._roi_crops
-        return self._normalised(tensors(image, boxes))
+        if self._resize != "bicubic":
+            image, boxes = image.to(device), boxes.cpu()
+        make = {"bicubic": self._pil_crops, "bicubic_tensor": self._bicubic_crops}
+        crops = make.get(self._resize, self._roi_crops)(image, boxes).to(device)
+        crops = crops.flip(1) if self._is_bgr else crops  # RGB -> BGR
+        return crops if self._resize == "bicubic" else self._normalised(crops)
 
     def page(self, image: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
         """The whole image, resized (antialiased) and normalised: float32 [1, 3, *size]."""
@@ -72,14 +75,13 @@ class Cropper:
         return crops.sub_(mean).div_(std)
 
     def _roi_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
-        """RoIAlign of the image in 0-1; of a large image only the part that boxes touch is made float."""
-        page = torch.zeros(1, *image.shape, device=image.device)
-        x1, y1, x2, y2 = _touched(boxes, image.shape[2], image.shape[1])
-        page[0, :, y1:y2, x1:x2] = image[:, y1:y2, x1:x2]
-        page[0, :, y1:y2, x1:x2].div_(255.0)
-        rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-        # Sampling ratio 0: as many points in a bin as it has pixels, so that large boxes are averaged, not thinned out.
-        return roi_align(page, rois, self.image_size, sampling_ratio=0, aligned=True)
+        """RoIAlign of the image in 0-1; of a large image or box no more at a time than `MAX_PIXELS`."""
+        if image[0].numel() <= MAX_PIXELS and _samples(boxes, self.image_size) <= MAX_PIXELS:
+            return _roi_align(image, boxes, self.image_size)
+        crops = torch.empty(len(boxes), 3, *self.image_size, device=image.device)
+        for crop, box in zip(crops, boxes):
+            _fill(crop, image, box.double())
+        return crops
 
     def _bicubic_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
         """What `_pil_crops` gives for crop="squash", before mean and std.
@@ -91,19 +93,36 @@ class Cropper:
         crops = torch.empty(len(boxes), 3, height, width, device=image.device)
         for i, box in enumerate(boxes.tolist()):
             x1, y1, x2, y2 = _pixel_box(box, image.shape[2], image.shape[1])
-            crop = image[None, :, y1:y2, x1:x2].float()
+            crop = image[None, :, y1:y2, x1:x2]
+            if x2 - x1 == 1:
+                crop = crop.expand(
+                    -1, -1, -1, 2
+                )  # of a single column PyTorch's antialiasing makes something else
             rows_first = y2 - y1 - height > 2 * max(x2 - x1 - width, 0)
-            for size in ((height, x2 - x1) if rows_first else (y2 - y1, width), (height, width)):
-                crop = nn.functional.interpolate(crop, size=size, mode=self._interpolation, antialias=True)
-                crop = crop.add_(0.5).floor_().clamp_(0, 255)
-            crops[i] = crop[0]
+            kept = (
+                3 if rows_first else 2
+            )  # the side that the first pass leaves: a large box goes in strips along it
+            size = (height, crop.shape[3]) if rows_first else (crop.shape[2], width)
+            first = crop.new_empty(1, 3, *size, dtype=torch.float32)
+            count = max(1, min(-(-crop[0, 0].numel() // MAX_PIXELS), crop.shape[kept] // 2))
+            for strip, part in zip(crop.tensor_split(count, kept), first.tensor_split(count, kept)):
+                part.copy_(self._levels(strip.float(), tuple(part.shape[2:])))
+            crops[i] = self._levels(first, (height, width))[0]
         return crops.div_(255.0)
+
+    def _levels(self, crop: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resized, and rounded to whole levels."""
+        crop = nn.functional.interpolate(crop, size=size, mode=self._interpolation, antialias=True)
+        return crop.add_(0.5).floor_().clamp_(0, 255)
 
     def _pil_crops(self, image: Tensor, boxes: Tensor) -> Tensor:
         rule = {"mean": self._mean, "std": self._std, "interpolation": self._interpolation}
         transform = image_transform(self.image_size, is_train=False, resize_mode=self._crop, **rule)
-        page = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-        crops = [transform(page.crop(_pixel_box(box, page.width, page.height))) for box in boxes.tolist()]
+        crops = []
+        for box in boxes.tolist():
+            x1, y1, x2, y2 = _pixel_box(box, image.shape[2], image.shape[1])
+            part = image[:, y1:y2, x1:x2].permute(1, 2, 0).contiguous().cpu().numpy()
+            crops.append(transform(Image.fromarray(part)))
         return torch.stack(crops) if crops else torch.empty(0, 3, *self.image_size)
 
 
@@ -113,6 +132,45 @@ def check_boxes(image: Tensor, boxes: Tensor) -> None:
         raise DataError(f"the image is {image.dtype} {tuple(image.shape)}. Expected uint8 RGB [3, H, W].")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not boxes.isfinite().all():
         raise DataError(f"boxes have shape {tuple(boxes.shape)}, or are not finite. Expected finite [N, 4].")
+
+
+def _roi_align(image: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """RoIAlign of boxes [N, 4] of an image, uint8 [3, H, W], in 0-1; only the part that boxes touch is made float."""
+    page = torch.zeros(1, *image.shape, device=image.device)
+    x1, y1, x2, y2 = _touched(boxes, image.shape[2], image.shape[1])
+    page[0, :, y1:y2, x1:x2] = image[:, y1:y2, x1:x2]
+    page[0, :, y1:y2, x1:x2].div_(255.0)
+    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1).to(image.device)
+    # Sampling ratio 0: as many points in a bin as it has pixels, so that large boxes are averaged, not thinned out.
+    return roi_align(page, rois, size, sampling_ratio=0, aligned=True)
+
+
+def _samples(boxes: Tensor, size: tuple[int, int]) -> float:
+    """The most points that RoIAlign samples in one of boxes [N, 4]."""
+    sides = boxes.new_tensor([size[1], size[0]])
+    points = ((boxes[:, 2:] - boxes[:, :2]) / sides).ceil().clamp(min=1) * sides
+    return points.prod(1).max().item() if len(boxes) else 0.0
+
+
+def _fill(crop: Tensor, image: Tensor, box: Tensor) -> None:
+    """RoIAlign of one box, float64 [4], into a crop [3, h, w]: in halves along bins while the box is large.
+
+    A half has the same points as the whole, up to the rounding of its corners.
+    """
+    size = tuple(crop.shape[1:])
+    if _samples(box[None], size) <= MAX_PIXELS or size == (1, 1):
+        x1, y1, x2, y2 = _touched(box, image.shape[2], image.shape[1])
+        local = (box - box.new_tensor([x1, y1, x1, y1])).float()
+        crop.copy_(_roi_align(image[:, y1:y2, x1:x2], local[None], size)[0])
+        return
+    axis = int(size[0] == 1 or (size[1] > 1 and box[2] - box[0] > box[3] - box[1]))  # 0: rows, 1: columns
+    half = size[axis] // 2
+    low, high = 1 - axis, 3 - axis  # of x1, y1, x2, y2
+    cut = box[low] + (box[high] - box[low]) * half / size[axis]
+    first, second = box.clone(), box.clone()
+    first[high] = second[low] = cut
+    _fill(crop.narrow(axis + 1, 0, half), image, first)
+    _fill(crop.narrow(axis + 1, half, size[axis] - half), image, second)
 
 
 def _touched(boxes: Tensor, width: int, height: int) -> tuple[int, int, int, int]:

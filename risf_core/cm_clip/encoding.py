@@ -170,8 +170,12 @@ def _spans(detections: Detections, data: DetectionData, owners: np.ndarray) -> t
     unknown = sorted(set(image_ids.tolist()) - set(records))
     if unknown:
         raise DataError(f"{data.name}: detections in image {unknown[0]}, which the data does not have.")
-    # by image, then by corners: whatever the scores, the same boxes make the same batches
-    order = np.lexsort((*boxes.T[::-1], image_ids))
+    # by file, then by corners: whatever the scores, ids and order of the detections, the same boxes of the same files
+    # make the same batches
+    places = {i: (records[i].path.name, str(records[i].path), i) for i in set(image_ids.tolist())}
+    rank = {image_id: number for number, image_id in enumerate(sorted(places, key=places.get))}
+    ranks = np.array([rank[image_id] for image_id in image_ids.tolist()], dtype=np.int64)
+    order = np.lexsort((*boxes.T[::-1], ranks))
     position = np.full(len(detections) + 1, -1, dtype=np.int64)  # the last one serves owner -1
     position[leaders[order]] = np.arange(len(leaders))
     image_ids, boxes = image_ids[order], boxes[order]
@@ -234,12 +238,20 @@ def _embed(
 
 
 def _key(spans: list[_Span], clip: CMCLIP) -> str:
-    """Hash of all that the embeddings depend on: weights, options, boxes, and images by name and size."""
+    """Hash of all that the embeddings depend on: weights, options, boxes, and the images' files by content."""
     options = (clip.path, clip.dense_scale, clip.dense_stages, clip.crop, clip.resize, clip.preprocess)
     options += (clip.precision, clip.batch_size)
     digest = hashlib.sha256(f"{weights_hash(clip.model.visual)} {options}".encode())
     for record, boxes in spans:
-        num_bytes = record.path.stat().st_size if record.path.is_file() else None
-        digest.update(f"{record.path.name} {num_bytes} {record.width} {record.height} ".encode())
+        digest.update(f"{_content_hash(record.path)} {record.width} {record.height} ".encode())
         digest.update(boxes.tobytes())
     return digest.hexdigest()
+
+
+def _content_hash(path: Path) -> str | None:
+    """SHA-256 of a file; None where it cannot be read, which encoding will report."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

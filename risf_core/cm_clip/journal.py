@@ -49,7 +49,7 @@ class Journal:
             others = [path.name for path in self.path.parent.glob("*.crops") if path != self.path]
             self._file = self.path.open("a+b")
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error}.") from error
+            raise _unwritable(self.path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -92,7 +92,7 @@ class Journal:
             self._file.write(record + CRC.pack(zlib.crc32(record)))
             self._file.flush()  # with the system now: a kill of this process does not take it back
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written: {error}.") from error
+            raise _unwritable(self.path, error) from error
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
 
@@ -106,6 +106,13 @@ class Journal:
     def __exit__(self, *_) -> None:
         self._sync()
         self._file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be written ({error.strerror or error}). Give a folder that you may write to, with space left; "
+        "what is stored already stays."
+    )
 
 
 def weights_hash(model: nn.Module) -> str:

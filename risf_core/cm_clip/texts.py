@@ -13,6 +13,7 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGE
 from torch import Tensor, nn
 
 from risf_core.errors import ParamsError
+from risf_core.part_params import check_template
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +29,17 @@ def templates_named(templates: Sequence[str] | str) -> tuple[str, ...]:
     """The prompts of a name ("published": one, "simple": 7, "openai": 80), or the given ones.
 
     Raises:
-        ParamsError: If there is no such name, or a prompt has no {} for the class name.
+        ParamsError: If there is no such name, or a prompt has not one {} for the class name.
     """
     if isinstance(templates, str):
         if templates not in TEMPLATE_SETS:
             known = ", ".join(TEMPLATE_SETS)
             raise ParamsError(f"templates is {templates!r}. Expected one of: {known}; or a list of texts.")
         return TEMPLATE_SETS[templates]
-    if not templates or any("{}" not in template for template in templates):
-        raise ParamsError(f"templates are {list(templates)}. Expected texts with {{}} where the name goes.")
+    if not templates:
+        raise ParamsError("templates are empty. Expected texts with {} where the name goes.")
+    for template in templates:
+        check_template(template)
     return tuple(templates)
 
 
@@ -55,7 +58,12 @@ def encode_texts(
     embeds = _read(path, len(names))
     if embeds is None:
         embeds = _encode(model, tokens).cpu().numpy()
-        _write(path, embeds)
+        try:
+            _write(path, embeds)
+        except OSError as error:
+            log.warning(
+                "%s: cannot be written (%s); these texts are not stored.", path, error.strerror or error
+            )
     return torch.from_numpy(embeds).to(next(model.parameters()).device)
 
 
@@ -90,6 +98,9 @@ def _read(path: Path, count: int) -> np.ndarray | None:
         if embeds.dtype == np.float32 and embeds.ndim == 2 and len(embeds) == count:
             return embeds
     except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        log.warning("%s: cannot be read (%s); its texts are encoded again.", path, error.strerror)
         return None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         pass
