@@ -20,10 +20,11 @@ GRID_NOTE = (
     "sharpness β. geometric: the two scores are multiplied, with exponents c and 1 − c."
 )
 CHOICE_NOTE = (
-    "selected: chosen by the mean nAP50 of split {chosen} and reported on split {reported}; the splits have other "
-    "novel classes and base models, but the same test images and CLIP. TEST ORACLE: the best on the reported split "
-    "itself, a bound and no result."
+    "selected: chosen by the mean nAP50 of split {chosen} and reported on split {reported}; {sides} but the same test "
+    "images and CLIP. TEST ORACLE: the best where is reported, a bound and no result."
 )
+TWO_SPLITS = "the splits have other novel classes and base models,"
+ONE_SPLIT = "so that the two sides have other few-shot seeds,"
 VOCABULARY_NOTE = "The generic vocabulary is {vocabulary}."
 KNOWN_CLUTTER = (
     " In that world these are the very names of the unlabelled clutter in the images, and CLIP's corpus shows them: a "
@@ -129,7 +130,9 @@ def _splits(records: Sequence[Mapping], role: str) -> str:
 
 def choice_note(records: Sequence[Mapping]) -> str:
     """Where is chosen and where is reported, for a caption."""
-    return CHOICE_NOTE.format(chosen=_splits(records, "selection"), reported=_splits(records, "reported"))
+    chosen, reported = (_splits(records, role) for role in ("selection", "reported"))
+    sides = ONE_SPLIT if chosen == reported else TWO_SPLITS
+    return CHOICE_NOTE.format(chosen=chosen, reported=reported, sides=sides)
 
 
 def vocabulary_note(records: Sequence[Mapping]) -> str:

@@ -102,7 +102,7 @@ def _texts(detections: Detections, changes: np.ndarray | None = None) -> list[st
 def detections_table(before: Detections, after: Detections | None = None) -> pd.DataFrame:
     """The detections of an image, the best first; with ``after`` the detector's score, the new one and the change."""
     last = before if after is None else after
-    table = pd.DataFrame(last.boxes.round(1), columns=["x1", "y1", "x2", "y2"])
+    table = pd.DataFrame(last.boxes.astype(np.float64).round(1), columns=["x1", "y1", "x2", "y2"])
     table.insert(0, "class", [last.class_names[label] for label in last.labels])
     table.insert(1, "score", last.scores.round(3))
     if after is not None:
