@@ -420,6 +420,17 @@ def test_voc_files_come_out_with_other_scores_alone(tmp_path, clip):
     assert (tmp_path / "dets.rescored" / "comp4_det_test_green.txt").read_text() == "2 0.5 13.0 1 20 10"
 
 
+def test_the_current_folder_of_voc_files_comes_out_beside_it(tmp_path, clip, monkeypatch):
+    write_images(tmp_path / "images", "a.png")
+    monkeypatch.chdir(write_voc(tmp_path / "dets", "a 0.8 1 1 8 10\n", ""))
+    (tmp_path / "c.txt").write_text("red\ngreen\n")
+    words = [".", "--images", "../images", "--classes", "../c.txt", "--model", "m", "--pretrained", "x"]
+    assert main(words) == 0 and clip() == 1
+    names = {path.name for path in (tmp_path / "dets.rescored").iterdir()}
+    assert names == {"comp4_det_test_red.txt", "comp4_det_test_green.txt"}
+    assert (tmp_path / "dets.rescored.crops").is_dir()
+
+
 def test_voc_lines_keep_their_ends_and_spaces(tmp_path):
     folder = write_voc(tmp_path / "dets", "", "")
     (folder / "comp4_det_test_red.txt").write_bytes(

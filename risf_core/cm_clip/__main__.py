@@ -97,9 +97,9 @@ def output_paths(arguments: argparse.Namespace) -> tuple[Path, Path]:
     first = Path(arguments.results[0])
     is_voc = first.is_dir() or first.suffix.lower() == ".txt"
     folder = first if first.is_dir() else first.parent
-    default = folder.with_name(f"{folder.name}.rescored") if is_voc else first.with_suffix(".rescored.json")
-    output = arguments.output or default
-    crops = arguments.crops or output.with_name(f"{output.name}.crops")
+    beside = Path(f"{os.path.abspath(folder)}.rescored")  # also of "." and ".."
+    output = arguments.output or (beside if is_voc else first.with_suffix(".rescored.json"))
+    crops = arguments.crops or Path(f"{os.path.abspath(output)}.crops")
     inputs = [Path(word) for word in arguments.results]
     if is_voc:
         inputs += [path if path.is_dir() else path.parent for path in inputs]
