@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ import yaml
 from tests.notebook_files import REPOSITORY, launch, launch_command, link_project, project_environment
 
 LIST = "params/smoke/runs.yaml"
+STUDIES = (  # the first two are under way when they are killed
+    "34_latency",
+    "35_other_detectors",
+    "36_label_space",
+    "37_rescoring_controls",
+    "22_predict",
+)
 STOPS = """
 import torch.nn.functional as F
 
@@ -54,8 +62,8 @@ class Smoke:
     def all_records(self) -> list[dict]:
         return [json.loads(path.read_text()) for path in sorted((self.results / "records").glob("*.json"))]
 
-    def records(self, notebook: str) -> list[dict]:
-        return [record for record in self.all_records() if record["notebook"] == notebook]
+    def records(self, *notebooks: str) -> list[dict]:
+        return [record for record in self.all_records() if record["notebook"] in notebooks]
 
     def record(self, notebook: str) -> dict:
         (record,) = self.records(notebook)
@@ -95,12 +103,23 @@ def work_off(root: Path) -> Smoke:
 
 def _kill_while_training(root: Path, *words: str) -> tuple[dict[Path, int], list[psutil.Process | Path]]:
     """Kill the launcher with -9 once a fine-tuning has stored two cells: see ``Smoke`` for what comes back."""
+    results = root / "results" / "smoke"
+    family = _kill_once_there_is(root, "artifacts/fine_tuning-*/detections/seed0-kshot-bnrl.npz", *words)
+    records = set(results.glob("records/*.json"))
+    stored = results.glob("artifacts/fine_tuning-*/detections/*-ce.npz")
+    made_before = {path: path.stat().st_mtime_ns for path in (*records, *stored)}
+    _, alive = psutil.wait_procs(family, timeout=10)
+    return made_before, [*alive, *(set(results.glob("records/*.json")) - records)]
+
+
+def _kill_once_there_is(root: Path, pattern: str, *words: str) -> list[psutil.Process]:
+    """Start the launcher and kill it with -9 once a file of the results is there; the processes it had started."""
     results, family = root / "results" / "smoke", []
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(launch_command(*words), cwd=root, env=project_environment(root), **quiet)
     try:
         end = time.monotonic() + 900
-        while not list(results.glob("artifacts/fine_tuning-*/detections/seed0-kshot-bnrl.npz")):
+        while not list(results.glob(pattern)):
             assert process.poll() is None and time.monotonic() < end, "the launcher ended or stands still"
             time.sleep(0.02)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -108,11 +127,33 @@ def _kill_while_training(root: Path, *words: str) -> tuple[dict[Path, int], list
         process.kill()
         process.wait()
     assert len(family) >= 2  # at least a worker and its kernel
-    records = set(results.glob("records/*.json"))
-    stored = results.glob("artifacts/fine_tuning-*/detections/*-ce.npz")
-    made_before = {path: path.stat().st_mtime_ns for path in (*records, *stored)}
-    _, alive = psutil.wait_procs(family, timeout=10)
-    return made_before, [*alive, *(set(results.glob("records/*.json")) - records)]
+    return family
+
+
+def repeat_studies(smoke: Smoke, root: Path) -> dict[str, int]:
+    """Make the studies of the smoke list again from the runs they build on; the first launcher is killed in the middle.
+
+    Returns:
+        For each run that was under way then, how many rows it had written.
+    """
+    link_project(root)
+    (root / "data").symlink_to(smoke.root / "data")
+    results, names = root / "results" / "smoke", {record["run_id"] for record in smoke.records(*STUDIES)}
+    for folder in ("records", "artifacts"):
+        studies = shutil.ignore_patterns("results-*", *(f"{name}*" for name in names))
+        shutil.copytree(smoke.results / folder, results / folder, ignore=studies)
+    runs = [f"params/smoke/{notebook}.yaml" for notebook in STUDIES]
+    (root / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}))
+    words = ("--list", "runs.yaml", "--workers", "2")
+    family = _kill_once_there_is(root, "artifacts/other_detectors-*/detections/retinanet-*.npz", *words)
+    psutil.wait_procs(family, timeout=10)
+    written = {
+        path.parent.name: len(path.read_text().splitlines())
+        for path in results.glob("artifacts/*/rows.jsonl")
+    }
+    done = launch(root, *words)
+    assert done.returncode == 0, done.stderr
+    return {name: number for name, number in written.items() if name in names}
 
 
 def own_loss_words(*more: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ started again. All tests of this file look at that one project; some make a copy
 """
 
 import base64
+import hashlib
 import itertools
 import json
 import re
@@ -28,8 +29,21 @@ from risf_core.runs.run_specs import RunSpec, load_list
 from risf_core.runs.state import run_id
 from risf_core.tables import paired_table
 from tests.notebook_files import launch, link_project, project_environment
+from tests.smoke_checks import (
+    BEST,
+    CUT,
+    annotations,
+    ap50,
+    blended,
+    entries_of,
+    fused,
+    label_probs,
+    probabilities,
+    stored,
+)
 from tests.smoke_project import (
     LIST,
+    STUDIES,
     Smoke,
     add_own_loss,
     content,
@@ -37,6 +51,7 @@ from tests.smoke_project import (
     own_loss_words,
     readme_loss,
     readme_section,
+    repeat_studies,
     work_off,
 )
 
@@ -112,9 +127,14 @@ PICTURES = {
     "12_tiny_clip": 2,  # curve, confusion
     "20_fine_tuning": 2,  # K-shot images, before and after re-scoring
     "21_evaluate": 1,
+    "22_predict": 1,
     "30_ablation_c": 1,
     "31_ablation_bnrl": 3,  # the loss's shape, two heat maps
-    "32_clip_backbones": 1,
+    "32_clip_backbones": 2,  # gain by accuracy, towers at equal accuracy
+    "34_latency": 3,  # accuracy by time, parts, boxes an image
+    "35_other_detectors": 1,
+    "36_label_space": 2,  # what was chosen, single changes
+    "37_rescoring_controls": 3,  # controls, sizes, classes
 }
 
 
@@ -155,8 +175,7 @@ def test_00_check_setup(smoke):
 
 def _test_objects(smoke: Smoke) -> Counter:
     """Objects in the test scenes by class, from the annotation file itself."""
-    (path,) = smoke.root.glob("data/pictograms-*/annotations/test.json")
-    content = json.loads(path.read_text())
+    content = json.loads(annotations(smoke).read_text())
     names = {category["id"]: category["name"] for category in content["categories"]}
     return Counter(names[box["category_id"]] for box in content["annotations"])
 
@@ -264,7 +283,9 @@ def test_re_scoring_changes_some_result(smoke):
 def test_30_ablation_c_agrees_with_fine_tuning(smoke):
     """c = 1 is the detector alone, in both label spaces; c = 0.7 is what fine-tuning recorded."""
     rows = smoke.record("30_ablation_c")["rows"]
-    assert len(rows) == 2 * 8 * 2 * 3  # K, cells, label spaces, c
+    assert len(rows) == 2 * 8 * 2 * 3 * 2 * 2  # K, cells, label spaces, c, temperatures, fusions
+    papers = {"temperature": 100.0, "fusion": "arithmetic", "score_thresh": 0.05}
+    rows = [row for row in rows if papers.items() <= row.items()]
     for space, name in SPACES.items():
         own = [row for row in rows if row["label_space"] == space]
         at = {c: _by_cell([row for row in own if row["c"] == c]) for c in (0.0, 0.7, 1.0)}
@@ -327,6 +348,322 @@ def test_32_clip_backbones(smoke):
         assert row["crop_accuracy"] == pytest.approx(accuracy["split1"]["accuracy"])
         assert row["crop_accuracy_all"] == pytest.approx(accuracy["all"]["accuracy"])
         assert row["parameters"] == smoke.record("12_tiny_clip")["metrics"]["parameters"]
+        assert row["iterations"] == smoke.record("12_tiny_clip")["params"]["iterations"]
+    assert {row["iterations"] for row in random} == {None}
+    boxes = sum(
+        len(stored(smoke.artifacts(_tuned(smoke)), f"seed{seed}-{arm}-ce")[0])
+        for seed, arm in {(row["seed"], row["arm"]) for row in rows}
+    )
+    for cost in smoke.record("32_clip_backbones")["environment"]["clips"].values():
+        assert 0 < cost["crops"] <= boxes and cost["seconds"] > 0 and cost["precision"] == "fp32"
+
+
+def _tuned(smoke: Smoke, *, shots: int = 2) -> dict:
+    """The record of the fine-tuning that the studies build on."""
+    (record,) = (record for record in smoke.fine_tuning() if record["params"]["shots"] == shots)
+    return record
+
+
+def _cell(smoke: Smoke, *, seed: int) -> tuple[Detections, Similarities]:
+    """What the studies re-score: arm kshot, loss ce, K = 2."""
+    return stored(smoke.artifacts(_tuned(smoke)), f"seed{seed}-kshot-ce")
+
+
+def _nap50(smoke: Smoke, rescoring: str, *, seed: int) -> float:
+    """What fine-tuning recorded of it."""
+    (row,) = smoke.rows(shots=2, seed=seed, arm="kshot", loss="ce", rescoring=rescoring)
+    return row["nAP50"]
+
+
+NOVEL, BASE = SPLITS[1], tuple(name for name in CLASSES if name not in SPLITS[1])
+
+
+def test_22_predict_finds_what_fine_tuning_stored(smoke):
+    """The detector was trained again, and sees the image alone."""
+    record = smoke.record("22_predict")
+    folder = smoke.artifacts(record)
+    images, before, after = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("images", "detections", "rescored")
+    )
+    first = json.loads(annotations(smoke).read_text())["images"][0]
+    assert images["images"][0]["file_name"] == Path(first["file_name"]).name
+    found, beside = _cell(smoke, seed=0)
+    own = found.image_ids == first["id"]
+    found, beside = found.keep(own), beside.keep(own)
+    assert len(found) > 3 and record["metrics"]["num_images"] == len(images["images"]) == 1
+    ids = {category["name"]: category["id"] for category in images["categories"]}
+    both = blended(found, label_probs(found, beside, NOVEL), c=0.7)
+    for listed, expected in ((before, found), (after, both)):
+        expected, listed = (
+            sorted(entries, key=lambda entry: (entry["category_id"], *entry["bbox"]))
+            for entries in (entries_of(expected, ids), listed)
+        )
+        assert [entry["category_id"] for entry in listed] == [entry["category_id"] for entry in expected]
+        for one, other in zip(listed, expected, strict=True):
+            assert one["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert one["bbox"] == pytest.approx(other["bbox"], abs=0.05)  # pixels
+    assert record["metrics"]["num_drawn"] == [sum(entry["score"] > 0.1 for entry in after)]
+
+
+def test_22_predict_writes_small_weights_that_give_its_numbers(smoke):
+    """At half precision: near what the whole detector and CLIP give on these scenes, which fine-tuning stored."""
+    record = smoke.record("22_predict")
+    folder, demo = smoke.artifacts(record) / "demo", record["metrics"]["demo"]
+    facts = json.loads((folder / "demo.json").read_text())
+    assert facts["expected"] == demo and facts["num_images"] == 12
+    for name, entry in facts["files"].items():
+        data = (folder / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
+    found, beside = _cell(smoke, seed=0)
+    after = blended(found, label_probs(found, beside, NOVEL), c=0.7)
+    numbers = [ap50(smoke, side, NOVEL, images=12) for side in (found, after)]
+    assert [demo["nAP50_before"], demo["nAP50_after"]] == pytest.approx(numbers, abs=0.5)
+    assert demo["difference"] == pytest.approx(demo["nAP50_after"] - demo["nAP50_before"])
+    assert demo["low"] <= demo["high"]
+
+
+def test_30_ablation_c_takes_temperatures_and_fusions(smoke):
+    """Beside the run's own: the factor that the CLIP has learned, and the weighted geometric mean."""
+    record = smoke.record("30_ablation_c")
+    learned = _learned_temperature(smoke)
+    assert learned != pytest.approx(100.0)
+    (found, beside), rows = _cell(smoke, seed=0), []
+    key = {"shots": 2, "seed": 0, "arm": "kshot", "loss": "ce"}
+    for row in record["rows"]:
+        if key.items() <= row.items():
+            names = NOVEL if row["label_space"] == "novel+background" else (*NOVEL, *BASE)
+            factor = learned if row["temperature"] == "learned" else row["temperature"]
+            probs = label_probs(found, beside, names, temperature=factor)
+            both = blended(found, probs, c=row["c"], fusion=row["fusion"])
+            assert row["nAP50"] == pytest.approx(ap50(smoke, both, NOVEL), abs=1e-4), row
+            rows.append(row)
+    assert len(rows) == 2 * 2 * 2 * 3  # label spaces, temperatures, fusions, c
+    assert len({row["nAP"] for row in rows if row["c"] == 0.7}) > 2
+
+
+def _learned_temperature(smoke: Smoke) -> float:
+    path = smoke.artifacts(smoke.record("12_tiny_clip")) / "clip.pt"
+    return float(torch.load(path, weights_only=True)["logit_scale"].exp())
+
+
+def test_34_latency_counts_what_it_measures(smoke):
+    """Rows hold what repeats: crops encoded and what they give, for the boxes that fine-tuning stored."""
+    rows = smoke.record("34_latency")["rows"]
+    found, _ = _cell(smoke, seed=0)
+    own = [row for row in rows if row["kind"] == "stored"]
+    proposals = set(zip(found.image_ids.tolist(), found.proposals.tolist()))
+    encoded = {"none": len(found), "share=proposal": len(proposals), "budget=1": len(set(found.image_ids))}
+    exact = []
+    for row in own:
+        assert (row["num_images"], row["num_boxes"]) == (24, len(found))
+        assert row["gain_nAP50"] == pytest.approx(row["nAP50"] - _nap50(smoke, "none", seed=0))
+        assert row["encoded"] == encoded.get(row["approximation"], row["encoded"]) <= len(found)
+        if (row["way"], row["path"], row["approximation"]) == ("ours", "crop", "none"):
+            exact.append(row["nAP50"])
+    assert exact == pytest.approx([_nap50(smoke, "cm_clip", seed=0)] * 2)  # from files and from memory
+    first = np.unique(found.image_ids)[:4]
+    for row in (row for row in rows if row["kind"] == "parts"):
+        assert (row["num_images"], row["num_boxes"]) == (4, np.isin(found.image_ids, first).sum())
+    floors = {(row["clip"], row["precision"]): row for row in rows if row["kind"] == "floor"}
+    assert (
+        floors["risf-tiny-resnet", "fp32"]["parameters"]
+        == smoke.record("12_tiny_clip")["metrics"]["parameters"]
+    )
+
+
+def test_34_latency_keeps_times_apart(smoke):
+    record = smoke.record("34_latency")
+    rows, times = record["rows"], record["environment"]["latency"]
+    assert len(rows) == len(times) and Counter(row["kind"] for row in rows).keys() == {
+        "stored", "equality", "parts", "all_c", "floor", "boxes",
+    }  # fmt: skip
+    for row, time in zip(rows, times):
+        shared = row.keys() & time.keys()
+        assert {"kind", "clip"} <= shared and all(row[name] == time[name] for name in shared)
+        assert not {"ms", "mean", "seconds", "rate"} & row.keys()
+    milliseconds = {"stored": "ms", "floor": "ms", "boxes": "mean"}
+    assert min(time[milliseconds[time["kind"]]] for time in times if time["kind"] in milliseconds) > 0
+    assert min(time["total"]["mean"] for time in times if time["kind"] == "parts") > 0
+    (equality,) = (time for time in times if time["kind"] == "equality")
+    assert equality["largest_difference"] < 1e-4  # of a score: the published way and ours, fed the same
+
+
+def test_35_other_detectors_and_results_files_are_rescored(smoke):
+    record = smoke.record("35_other_detectors")
+    parts = Counter(row["part"] for row in record["rows"])
+    # a base training for each detector; three detectors x two seeds and four files, each at every fusion and c
+    assert parts == {"base": 2, "scores": 3 * 2 + 4, "re-scored": 10 * 2 * 4, "file": 2 * 3}
+    assert {row["way"] for row in record["rows"] if row["part"] == "file"} == {
+        "paper",
+        "selected",
+        "geometric",
+    }
+    for row in (row for row in record["rows"] if row["part"] == "base"):
+        assert 0 <= row["bAP"] <= row["bAP50"] <= 100
+
+
+def _swept(record: dict, **wanted) -> dict[tuple, float]:
+    """nAP50 of the rows of 35_other_detectors with these values, by fusion and c."""
+    rows = [row for row in record["rows"] if row["part"] == "re-scored" and wanted.items() <= row.items()]
+    return {(row["fusion"], row["c"]): row["nAP50"] for row in rows}
+
+
+@pytest.mark.parametrize("detector, above", [("faster_rcnn", 0.05), ("retinanet", 0.05), ("fcos", 0.2)])
+def test_35_rows_of_a_detector_follow_from_its_stored_boxes(smoke, detector, above):
+    record, seen = smoke.record("35_other_detectors"), set()
+    for seed in (0, 1):
+        if detector == "faster_rcnn":
+            found, beside = _cell(smoke, seed=seed)
+        else:
+            name = f"{detector}-split1-2shot-seed{seed}"
+            found, beside = stored(smoke.artifacts(record), name, above=above)
+        key = {"detector": detector, "split": 1, "shots": 2, "seed": seed}
+        (facts,) = (row for row in record["rows"] if row["part"] == "scores" and key.items() <= row.items())
+        assert facts["per_image"] == pytest.approx(len(found) / 24) and len(found) > 24
+        probs, values = label_probs(found, beside, NOVEL), _swept(record, **key)
+        assert set(values) == set(itertools.product(("arithmetic", "geometric"), (0.3, 0.5, 0.7, 1.0)))
+        for (fusion, c), value in values.items():
+            both = blended(found, probs, c=c, fusion=fusion)
+            assert value == pytest.approx(ap50(smoke, both, NOVEL), abs=1e-4), (fusion, c)
+        seen |= set(values.values())
+    assert len(seen) > 4
+
+
+@pytest.mark.parametrize("name", ["YOLO-like (made)", "DETR-like (made)"])
+def test_35_gains_of_a_results_file_follow_from_the_file(smoke, name):
+    """c is chosen on split 2 and reported on split 1."""
+    record, values, measured = smoke.record("35_other_detectors"), {}, {}
+    for split in (1, 2):
+        found = _entries_with_probabilities(smoke, record, name, split)
+        values[split] = _swept(record, detector=name, split=split)
+        for (fusion, c), value in values[split].items():
+            measured[split, fusion, c] = _ap50_of_blend(smoke, *found, split, c=c, fusion=fusion)
+            assert value == pytest.approx(measured[split, fusion, c], abs=1e-4)
+    assert len(set(measured.values())) > 2
+    ways = {row["way"]: row for row in record["rows"] if row["part"] == "file" and row["detector"] == name}
+    for way, fusion in {"paper": "arithmetic", "selected": "arithmetic", "geometric": "geometric"}.items():
+        row, choices = ways[way], {c: value for (other, c), value in values[2].items() if other == fusion}
+        chosen = 0.7 if way == "paper" else max(choices, key=lambda c: (choices[c], c))  # noqa: B023
+        assert (row["split"], row["fusion"], row["c"]) == (1, fusion, chosen)
+        assert row["before"] == pytest.approx(measured[1, fusion, 1.0], abs=1e-4)
+        assert row["after"] == pytest.approx(measured[1, fusion, chosen], abs=1e-4)
+        assert row["low"] <= row["high"]
+
+
+def _entries_with_probabilities(
+    smoke: Smoke, record: dict, name: str, split: int
+) -> tuple[list[dict], np.ndarray]:
+    """The entries of a results file that are re-scored, in the order of the stored cosines, and CLIP's probability."""
+    files = {(file["name"], file["split"]): file["results"] for file in record["params"]["results_files"]}
+    categories = json.loads(annotations(smoke).read_text())["categories"]
+    names, novel = {category["id"]: category["name"] for category in categories}, SPLITS[split]
+    entries = json.loads((smoke.root / files[name, split]).read_text())
+    entries = [one for one in entries if one["score"] > CUT and names[one["category_id"]] in novel]
+    entries.sort(key=lambda one: (one["image_id"], -one["score"]))
+    assert max(Counter(one["image_id"] for one in entries).values()) <= BEST
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+    cosines = Similarities.load(smoke.artifacts(record) / "similarities" / f"file-{stem}-split{split}.npz")
+    labels = [novel.index(names[one["category_id"]]) for one in entries]
+    return entries, probabilities(cosines, novel)[np.arange(len(entries)), labels]
+
+
+def _ap50_of_blend(smoke: Smoke, entries: list[dict], probs: np.ndarray, split: int, **how) -> float:
+    scores = fused(np.array([one["score"] for one in entries]), probs, **how)
+    after = [one | {"score": score} for one, score in zip(entries, scores.tolist(), strict=True)]
+    return ap50(smoke, after, SPLITS[split])
+
+
+def test_36_label_space_reports_what_the_other_seed_chose(smoke):
+    record = smoke.record("36_label_space")
+    metrics, folder = record["metrics"], smoke.artifacts(record)
+    names, grids = metrics["grid"]["combinations"], {}
+    assert len(names) == len(set(names)) == 4 * 3 * 2 * 2 * 2  # spaces, temperatures, prototypes, fusions, c
+    for row in (row for row in record["rows"] if row["part"] == "grid"):
+        file = folder / row["file"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        grids[row["role"]] = np.load(file)
+        assert metrics["grid"][row["role"]]["2"] == pytest.approx(grids[row["role"]].tolist(), abs=6e-4)
+    seeds = {"selection": 1, "reported": 0}
+    reported = {(row["role"], row["what"]): row for row in record["rows"] if row["part"] == "result"}
+    for role, seed in seeds.items():
+        assert reported[role, "none"]["nAP50"] == _nap50(smoke, "none", seed=seed)
+        assert reported[role, "paper"]["nAP50"] == pytest.approx(_nap50(smoke, "cm_clip", seed=seed))
+    chosen = names[int(grids["selection"].argmax())]
+    assert metrics["chosen"] == {"2": chosen} and reported["reported", "selected"]["combination"] == chosen
+    assert reported["reported", "test oracle"]["nAP50"] == pytest.approx(grids["reported"].max())
+    for (role, what), row in reported.items():
+        if what != "none":
+            assert row["nAP50"] == pytest.approx(grids[role][names.index(row["combination"])]), what
+
+
+def test_36_label_space_grid_follows_from_stored_cosines(smoke):
+    """Where no crop is encoded anew: the paper's names and those with the base classes, without prototypes."""
+    record = smoke.record("36_label_space")
+    learned, seen = _learned_temperature(smoke), set()
+    assert record["metrics"]["learned_temperature"] == pytest.approx(learned)
+    for role, seed in {"selection": 1, "reported": 0}.items():
+        found, beside = _cell(smoke, seed=seed)
+        values = dict(zip(record["metrics"]["grid"]["combinations"], record["metrics"]["grid"][role]["2"]))
+        spaces = {"novel+background": NOVEL, "novel+base+background": (*NOVEL, *BASE)}
+        factors = {"100": 100.0, "learned": learned}
+        for space, factor, fusion, c in itertools.product(
+            spaces, factors, ("arithmetic", "geometric"), (0.3, 0.7)
+        ):
+            probs = label_probs(found, beside, spaces[space], temperature=factors[factor])
+            value = values[f"{space}, T {factor}, {fusion}, c={c:g}, no visual"]
+            assert value == pytest.approx(
+                ap50(smoke, blended(found, probs, c=c, fusion=fusion), NOVEL), abs=6e-4
+            )
+            seen.add(value)
+    assert len(seen) > 8
+
+
+def test_37_rescoring_controls_follow_from_stored_cosines(smoke):
+    rows = smoke.record("37_rescoring_controls")["rows"]
+    controls = {row["control"]: row["nAP50"] for row in rows if row["part"] == "control"}
+    found, beside = _cell(smoke, seed=0)
+
+    def rescored(probs: np.ndarray) -> float:
+        return ap50(smoke, blended(found, probs, c=0.7), NOVEL)
+
+    shifted = [(*NOVEL[-shift:], *NOVEL[:-shift]) for shift in range(1, len(NOVEL))]
+    expected = {
+        "none": _nap50(smoke, "none", seed=0),
+        "paper": _nap50(smoke, "cm_clip", seed=0),
+        "permuted names": np.mean([rescored(label_probs(found, beside, names)) for names in shifted]),
+        "background only": rescored(1 - probabilities(beside, NOVEL)[:, -1]),
+    }
+    assert controls.keys() == expected.keys() | {"jitter 0.2", "random-weight CLIP"}
+    assert {name: controls[name] for name in expected} == pytest.approx(expected, abs=1e-4)
+    assert len(set(controls.values())) > 3
+
+
+def test_37_rescoring_controls_tell_sizes_and_classes_apart(smoke):
+    rows, objects = smoke.record("37_rescoring_controls")["rows"], _test_objects(smoke)
+    found, beside = _cell(smoke, seed=0)
+    both = blended(found, label_probs(found, beside, NOVEL), c=0.7)
+    sizes = [row for row in rows if row["part"] == "size"]
+    content = json.loads(annotations(smoke).read_text())
+    ids = {category["id"] for category in content["categories"] if category["name"] in NOVEL}
+    areas = np.array([box["area"] for box in content["annotations"] if box["category_id"] in ids])
+    assert len(sizes) == 3
+    for row in sizes:
+        area = (row["area_from"], row["area_to"] or 1e10)
+        assert row["objects"] == ((areas >= area[0]) & (areas <= area[1])).sum() > 0
+        for side, name in ((found, "without"), (both, "with")):
+            assert row[name] == pytest.approx(ap50(smoke, side, NOVEL, area=area), abs=1e-4)
+        assert row["gain"] == pytest.approx(row["with"] - row["without"])
+    classes = {row["name"]: row for row in rows if row["part"] == "class"}
+    assert classes.keys() == set(NOVEL)
+    key = {"shots": 2, "seed": 0, "arm": "kshot", "loss": "ce"}
+    for side, rescoring in (("without", "none"), ("with", "cm_clip")):
+        (row,) = smoke.rows(rescoring=rescoring, **key)
+        stored_ones = {name: values["AP50"] for name, values in row["per_class"].items()}
+        assert {name: own[side] for name, own in classes.items()} == pytest.approx(stored_ones)
+    accuracy = smoke.record("12_tiny_clip")["metrics"]["crop_accuracy"]["split1"]
+    known = [(objects[name], row["accuracy"]) for name, row in classes.items() if objects[name]]
+    right = sum(count * value / 100 for count, value in known)
+    assert 100 * right / sum(count for count, _ in known) == pytest.approx(accuracy["accuracy"])
 
 
 # --- stored files ---------------------------------------------------------------------------------------------------
@@ -436,6 +773,24 @@ def test_the_same_parameters_give_the_same_numbers_in_fresh_processes(smoke, own
         twin = smoke.root / str(name).replace(names[1], first["run_id"])
         is_shared = names[1] not in name.parts or (path.suffix == ".npz" and "focal" not in name.stem)
         assert not is_shared or content(path) == content(twin), name
+
+
+def test_killed_studies_go_on_and_end_as_those_that_were_not(smoke, tmp_path):
+    """Times alone differ: they stand in the records' environment and in files that are no result."""
+    written = repeat_studies(smoke, tmp_path)
+    assert any(written.values())  # a row at least was made before the kill, and kept
+    for first in smoke.records(*STUDIES):
+        path = tmp_path / "results" / "smoke" / "records" / f"{first['run_id']}.json"
+        second = json.loads(path.read_text())
+        assert first.pop("environment") != second.pop("environment")
+        assert first == second
+        folder = Path("results", "smoke", "artifacts", first["run_id"])
+        files, twins = (
+            {n: p for n, p in files_that_repeat(r).items() if folder in n.parents}
+            for r in (tmp_path, smoke.root)
+        )
+        assert files.keys() == twins.keys()
+        assert [name for name in files if content(files[name]) != content(twins[name])] == []
 
 
 def test_the_same_records_give_the_same_tables_and_figures(smoke, tmp_path):
