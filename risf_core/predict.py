@@ -4,7 +4,9 @@ IMAGES are files of any format that PIL reads, folders (searched with those belo
 pixels of the upright image. Written are ``pictures/*.png``, ``detections.json`` and, with a CLIP, ``rescored.json``
 (results files of COCO's form), and ``images.json``: the images and categories that their ids mean.
 
-A broken image is named and left out, the others go on. Exit code: 0 all well, 1 images were broken, 2 nothing was done.
+A broken image is named and left out, the others go on. A folder with the results of another run is refused; with
+``--overwrite`` its results and pictures go once the first image is done. Exit code: 0 all well, 1 images were left out,
+2 nothing was done, 130 stopped; what is done by then is written.
 """
 
 from __future__ import annotations
@@ -15,12 +17,21 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from risf_core.class_lists import read_class_list
+from risf_core.command_line import device_of, made_folder, names_of, say, share_of
 from risf_core.errors import DataError, ParamsError, RisfError
+from risf_core.prediction_files import (
+    PICTURES,
+    Inputs,
+    check_name,
+    check_output,
+    clear,
+    find_images,
+    free_name,
+)
 from risf_core.runs.run_specs import shown
 from risf_core.runs.yaml_files import project_root
 
@@ -30,49 +41,6 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = ("model.pth", "detector.pth", "weights/*.pth")  # in the folder of a run's artifacts
 LABEL_SPACES = ("rescored+background", "all+background")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Image files, each once, in the order given; what was asked for and is not there; other files in the folders."""
-
-    files: tuple[Path, ...]
-    missing: tuple[str, ...]
-    num_others: int
-
-
-def find_images(words: Sequence[str], *, leave_out: Path | None = None) -> Inputs:
-    """The image files that the words of a command line mean.
-
-    Args:
-        words: Files, folders (all files below them whose name ends as an image's) and patterns such as ``*.jpg``.
-        leave_out: A folder that is not searched, such as the one of the pictures drawn.
-
-    Returns:
-        A file is taken whatever its name, so that a broken one is named when it is read.
-    """
-    from PIL import Image
-
-    endings, skipped = set(Image.registered_extensions()), leave_out and leave_out.absolute()
-    files: dict[Path, Path] = {}
-    missing, num_others = [], 0
-    for word in words:
-        path = Path(word).expanduser()
-        found = (
-            [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        )
-        if not found:
-            missing.append(word)
-        for one in found:
-            below = sorted(file for file in one.rglob("*") if file.is_file()) if one.is_dir() else [one]
-            for file in below:
-                if skipped and file.absolute().is_relative_to(skipped):
-                    continue
-                if one.is_dir() and file.suffix.lower() not in endings:
-                    num_others += 1
-                else:
-                    files.setdefault(file.resolve(), file)
-    return Inputs(tuple(files.values()), tuple(missing), num_others)
 
 
 def find_checkpoint(word: str) -> Path:
@@ -160,20 +128,16 @@ def open_clip_of(word: str, device: str):
 
 def open_predictor(arguments: argparse.Namespace) -> Predictor:
     """Detector and CLIP as the command line says."""
-    import torch
-
     from risf_core.data.dataset import check_class_list
     from risf_core.params import CmClipParams
     from risf_core.prediction import Predictor, cm_clip_of
 
-    has_gpu = torch.cuda.is_available()
-    if arguments.device == "cuda" and not has_gpu:
-        raise ParamsError("--device cuda, but torch finds no GPU. Take auto or cpu, or run `make doctor`.")
-    device = "cuda" if has_gpu and arguments.device != "cpu" else "cpu"
+    device = device_of(arguments.device)
     loaded, clip = open_detector(arguments, device), None
     options = CmClipParams(c=arguments.c, score_thresh=arguments.score_thresh)
     if arguments.cm_clip is not None:
-        rescored = names_of(arguments.rescored_classes, loaded.class_names)
+        words = arguments.rescored_classes
+        rescored = loaded.class_names if words is None else names_of(words)
         check_class_list(rescored, loaded.class_names, where="--rescored-classes")
         space = label_space(arguments.label_space, rescored, loaded.class_names)
         clip = cm_clip_of(open_clip_of(arguments.cm_clip, device), rescored, options, label_space=space)
@@ -181,32 +145,27 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
     return Predictor(loaded, clip, options, **cuts)
 
 
-def names_of(words: Sequence[str] | None, class_names: Sequence[str]) -> tuple[str, ...]:
-    """The names given, or those of the file given; all classes where nothing is."""
-    if words is None:
-        return tuple(class_names)
-    is_file = len(words) == 1 and Path(words[0]).is_file()
-    return read_class_list(words[0]).names if is_file else tuple(words)
-
-
 def label_space(word: str, rescored: Sequence[str], class_names: Sequence[str]) -> tuple[str, ...]:
-    """The names that compete in CLIP's softmax, background last: one of ``LABEL_SPACES``, or those of a file.
+    """The names that compete in CLIP's softmax, background last: one of ``LABEL_SPACES``, or all names of a file.
 
     Raises:
-        ParamsError: If it is neither.
+        ParamsError: If it is neither, or the file lacks a class that is re-scored.
     """
     from risf_core.cm_clip import BACKGROUND
 
-    others = {LABEL_SPACES[0]: (), LABEL_SPACES[1]: class_names}.get(word)
-    if others is None:
+    names = {LABEL_SPACES[0]: rescored, LABEL_SPACES[1]: (*rescored, *class_names)}.get(word)
+    if names is None:
         if not Path(word).is_file():
             raise ParamsError(
                 f"--label-space {word}: expected {' or '.join(LABEL_SPACES)}, or a file of names."
             )
-        others = read_class_list(word).names
-    names = dict.fromkeys((*rescored, *others))
-    names.pop(BACKGROUND, None)
-    return (*names, BACKGROUND)
+        names = read_class_list(word).names
+        if missing := [name for name in rescored if name not in names]:
+            raise ParamsError(
+                f"--label-space {word}: {', '.join(missing)} of the classes to re-score stand not in the file. "
+                "Expected all names that compete."
+            )
+    return (*dict.fromkeys(name for name in names if name != BACKGROUND), BACKGROUND)
 
 
 def predict_all(
@@ -227,22 +186,30 @@ def predict_all(
     for word in inputs.missing:
         _complain(f"{word}: there is no such file or folder, and no file fits the pattern.")
     done: list[Prediction] = []
-    taken: set[str] = set()
+    pictures: dict[str, str] = {}  # by the name in small letters: some file systems know no others
     try:
         for image_id, path in enumerate(inputs.files, start=1):
             try:
+                check_name(path)
                 prediction = predictor.predict(path, image_id)
             except DataError as error:
                 _complain(str(error))
                 continue
-            picture = output / "pictures" / f"{_free_name(path.stem, image_id, taken)}.png"
-            draw(prediction, picture, predictor, draw_thresh)
+            if not done:
+                clear(made_folder(output))
+            picture = f"{PICTURES}/{free_name(path.stem, image_id, pictures, output / PICTURES)}.png"
+            draw(prediction, output / picture, predictor, draw_thresh)
+            pictures[Path(picture).stem.lower()] = picture
             done.append(prediction.without_pixels())
             count = int((prediction.last.scores > draw_thresh).sum())
-            _say(f"{image_id}/{len(inputs.files)} {path}: {count} drawn of {len(prediction.last)}, {picture}")
+            place = f"{image_id}/{len(inputs.files)} {path}"
+            say(f"{place}: {count} drawn of {len(prediction.last)}, {output / picture}")
     finally:  # what is finished is kept if the rest is stopped
-        written = write_results(output, done, predictor.loaded.class_names, category_ids)
-        _say(f"{len(done)} images: {', '.join(map(str, written))}")
+        if done:
+            names = predictor.loaded.class_names
+            drawn = list(pictures.values())[: len(done)]
+            written = write_results(output, done, names, category_ids, drawn)
+            say(f"{len(done)} images: {', '.join(map(str, written))}")
     return len(inputs.files) + len(inputs.missing) - len(done)
 
 
@@ -256,18 +223,6 @@ def draw(prediction: Prediction, path: Path, predictor: Predictor, draw_thresh: 
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(drawing.png())
-
-
-def _free_name(stem: str, image_id: int, taken: set[str]) -> str:
-    """The file's own name, with the image's id where another has it."""
-    name = f"{stem}-{image_id}" if stem.lower() in taken else stem
-    taken.add(name.lower())
-    return name
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def _complain(text: str) -> None:
@@ -299,29 +254,26 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         help="names or a file of names; default: all of the head's",
     )
     parser.add_argument(
-        "--label-space", default=LABEL_SPACES[0], help=f"{', '.join(LABEL_SPACES)}, or a file of names"
+        "--label-space",
+        default=LABEL_SPACES[0],
+        help=f"{', '.join(LABEL_SPACES)}, or a file of all names that compete",
     )
-    parser.add_argument("--c", type=_share, default=0.7, help="weight of the detector's score (0.7)")
-    parser.add_argument("--score-thresh", type=_share, default=0.05, help="lower ones do not count (0.05)")
-    parser.add_argument("--draw-thresh", type=_share, default=0.3, help="lower ones are not drawn (0.3)")
+    parser.add_argument("--c", type=share_of, default=0.7, help="weight of the detector's score (0.7)")
+    parser.add_argument("--score-thresh", type=share_of, default=0.05, help="lower ones do not count (0.05)")
+    parser.add_argument("--draw-thresh", type=share_of, default=0.3, help="lower ones are not drawn (0.3)")
     parser.add_argument("--max-detections", type=int, default=100, help="the best of an image (100)")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder to write to (predictions)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that the folder holds")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args(words)
     if not 1 <= arguments.max_detections <= 300:
         parser.error(f"--max-detections must be 1 to 300, got {arguments.max_detections}")
-    if arguments.cm_clip is None and (arguments.rescored_classes or arguments.label_space != LABEL_SPACES[0]):
-        parser.error("--rescored-classes and --label-space belong to --cm-clip")
+    for name in ("rescored_classes", "label_space", "c"):
+        if arguments.cm_clip is None and getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} belongs to --cm-clip")
     return arguments
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
-    return value
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -330,26 +282,39 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     began = time.perf_counter()
     try:
-        inputs = find_images(arguments.images, leave_out=arguments.output)
-        if not inputs.files:
-            raise DataError(
-                f"{' '.join(arguments.images)}: there is no image. Expected files, folders or patterns."
-            )
-        if inputs.num_others:
-            _say(f"{inputs.num_others} files of the folders are no images by their names and are left out")
+        inputs = images_of(arguments)
         predictor = open_predictor(arguments)
         ids = None if arguments.classes is None else read_class_list(arguments.classes).ids
         options = {"draw_thresh": arguments.draw_thresh, "category_ids": ids}
         num_left_out = predict_all(predictor, inputs, arguments.output, **options)
-    except RisfError as error:
+    except (RisfError, OSError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
-    _say(f"{time.perf_counter() - began:.1f} s on {predictor.device}")
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. What is done is written.\n")
+        return 130
+    say(f"{time.perf_counter() - began:.1f} s on {predictor.device}")
+    num_inputs = len(inputs.files) + len(inputs.missing)
     if num_left_out:
-        sys.stderr.write(
-            f"{num_left_out} of {len(inputs.files) + len(inputs.missing)} inputs were left out.\n"
+        sys.stderr.write(f"{num_left_out} of {num_inputs} inputs were left out.\n")
+    return 2 if num_left_out == num_inputs else int(num_left_out > 0)
+
+
+def images_of(arguments: argparse.Namespace) -> Inputs:
+    """The images of the command line, once its output has proved to be free.
+
+    Raises:
+        RisfError: If it is not, or there is no image.
+    """
+    inputs = find_images(arguments.images, leave_out=arguments.output / PICTURES)
+    if not inputs.files:
+        raise DataError(
+            f"{' '.join(arguments.images)}: there is no image. Expected files, folders or patterns."
         )
-    return 1 if num_left_out else 0
+    check_output(arguments.output, overwrite=arguments.overwrite)
+    if inputs.num_others:
+        say(f"{inputs.num_others} files of the folders are no images by their names and are left out")
+    return inputs
 
 
 if __name__ == "__main__":

@@ -264,6 +264,26 @@ def test_published_weights_are_small_and_whole():
     assert {value.dtype for value in state.values() if value.ndim >= 2} == {torch.float16}
 
 
+def test_a_missing_gpu_and_an_output_that_is_a_file_are_one_line(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "file").touch()
+    for words, complaint in (
+        (
+            ["--device", "cuda", "--output", tmp_path / "out"],
+            "ParamsError: --device cuda, but torch finds no GPU",
+        ),
+        (
+            ["--output", tmp_path / "file"],
+            f"ParamsError: --output {tmp_path / 'file'}: nothing can be written",
+        ),
+        (["--output", "/proc/x"], "ParamsError: --output /proc/x: nothing can be written there"),
+    ):
+        assert demo.main(["--weights", str(weights), *map(str, words)]) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(complaint) and said.err.count("\n") == 1 and not said.out
+    assert not (tmp_path / "out").exists()
+
+
 @published
 def test_demo_gives_a_picture_and_the_number(tmp_path, capsys):
     """All of it at once, on fewer scenes: the stored numbers are those of other images, so they are taken anew."""

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -255,13 +256,87 @@ def test_an_image_comes_once_and_pictures_of_equal_names_do_not_collide(images, 
     (images / "below").mkdir()
     (images / "below" / "rgb.png").write_bytes((images / "rgb.png").read_bytes())
     words = [images / "rgb.png", images, "--checkpoint", checkpoint, "--output", images / "out"]
-    for _ in range(2):  # pictures of the first time are no images of the second
-        assert run(*words)[0] == 0
+    for again in ([], ["--overwrite"]):  # pictures of the first time are no images of the second
+        assert run(*words, *again)[0] == 0
         index = json.loads((images / "out" / "images.json").read_text())
         names = [entry["file_name"] for entry in index["images"]]
         assert names[0] == "rgb.png" and len(names) == len(set(names)) == 7 and "below/rgb.png" in names
         assert index["info"]["images_dir"] == str(images)
         assert len(list((images / "out" / "pictures").iterdir())) == 7
+
+
+def test_pictures_take_no_name_that_another_has_taken(images, checkpoint, tmp_path):
+    content = (images / "rgb.png").read_bytes()
+    places = ["a-3.png", "a.png", "below/a.png", "A.png", "below/a-3.png", f"{'é' * 120}.png"]
+    for place in places:
+        (tmp_path / "own" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / place).write_bytes(content)
+    words = [tmp_path / "own" / place for place in places]
+    assert run(*words, "--checkpoint", checkpoint, "--output", tmp_path / "out")[0] == 0
+    index = json.loads((tmp_path / "out" / "images.json").read_text())
+    pictures = {entry["picture"] for entry in index["images"]}
+    assert len({name.lower() for name in pictures}) == len(places)
+    assert pictures == {f"pictures/{path.name}" for path in (tmp_path / "out" / "pictures").iterdir()}
+
+
+def test_results_of_another_run_are_refused_or_replaced_as_a_whole(images, checkpoint, clip, tmp_path):
+    out, words = tmp_path / "out", ["--checkpoint", checkpoint, "--output", tmp_path / "out"]
+    assert run(images / "rgb.png", images / "grey.tif", *words, "--cm-clip", clip)[0] == 0
+    for name in ("own.png", "cmyk.png"):  # the user's
+        (out / "pictures" / name).touch()
+    state = {path: path.read_bytes() for path in out.rglob("*.*")}
+    code, _, complaint = run(images / "cmyk.jpg", *words)
+    assert (
+        code == 2 and "holds the results of another run (images.json, detections.json, rescored" in complaint
+    )
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    code, _, complaints = run(tmp_path / "broken.png", *words, "--overwrite")
+    assert code == 2 and "1 of 1 inputs were left out" in complaints
+    assert state == {path: path.read_bytes() for path in out.rglob("*.*")}
+    assert run(images / "cmyk.jpg", *words, "--overwrite")[0] == 0
+    left = {path.name for path in out.rglob("*.*")}
+    assert left == {"images.json", "detections.json", "cmyk-1.png", "own.png", "cmyk.png"}
+    assert (out / "pictures" / "cmyk.png").stat().st_size == 0
+
+
+def test_images_beside_the_results_are_searched(images, checkpoint):
+    """The output may be the images' own folder: only the pictures drawn are left out."""
+    code, said, _ = run(images, "--checkpoint", checkpoint, "--output", images)
+    assert code == 0 and "6 images" in said
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
+def test_an_output_that_cannot_be_written_is_one_line(place, images, checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    output = tmp_path / place
+    code, _, complaint = run(images / "rgb.png", "--checkpoint", checkpoint, "--output", output)
+    assert (
+        code == 2 and complaint.startswith(f"ParamsError: --output {output}") and complaint.count("\n") == 1
+    )
+
+
+def test_a_name_that_is_no_text_is_left_out(images, checkpoint, tmp_path):
+    try:
+        (images / "rgb.png").rename(images / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    code, said, complaints = run(images, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert code == 1 and "5 images" in said and r"\udcff.png': the name is not UTF-8" in complaints
+
+
+def test_a_run_that_is_stopped_keeps_what_is_done(images, checkpoint, tmp_path):
+    own, predictor = Predictor.predict, []
+
+    def stop_at_the_third(*given):
+        predictor.append(given)
+        if len(predictor) == 3:
+            raise KeyboardInterrupt
+        return own(*given)
+
+    with patch.object(Predictor, "predict", stop_at_the_third):
+        code, said, _ = run(images, "--checkpoint", checkpoint, "--output", tmp_path / "out")
+    assert code == 130 and "2 images" in said
+    assert len(json.loads((tmp_path / "out" / "images.json").read_text())["images"]) == 2
 
 
 def test_a_file_of_others_needs_its_detector_and_classes(images, tiny_detector, tmp_path):  # noqa: F811
@@ -298,12 +373,19 @@ def test_a_file_of_others_needs_its_detector_and_classes(images, tiny_detector, 
         (["--cm-clip", "CLIP", "--rescored-classes", "gren"], "Did you mean 'green'"),
         (["--cm-clip", "CLIP", "--label-space", "novel"], "expected rescored+background or all+background"),
         (["--cm-clip", "CLIP", "--label-space", "SPACE"], "'a photo of zebra' has 'zebra"),
+        (["--cm-clip", "CLIP", "--label-space", "LACKS"], "green of the classes to re-score stand not in"),
         (["--cm-clip", "WHOLE"], "the file does not say its model. Write MODEL:"),
     ],
 )
 def test_what_is_refused_names_what_to_do(words, complaint, images, checkpoint, clip, tmp_path):
-    (tmp_path / "space.txt").write_text("cow\nzebra\nbackground\n")
-    files = {"CLIP": str(clip), "WHOLE": str(clip.with_name("clip.pt")), "SPACE": str(tmp_path / "space.txt")}
+    (tmp_path / "space.txt").write_text("red\ngreen\nblue\nzebra\nbackground\n")
+    (tmp_path / "lacks.txt").write_text("red\ncow\nblue\nbackground\n")
+    files = {
+        "CLIP": str(clip),
+        "WHOLE": str(clip.with_name("clip.pt")),
+        "SPACE": str(tmp_path / "space.txt"),
+        "LACKS": str(tmp_path / "lacks.txt"),
+    }
     words = [files.get(word, word) for word in words]
     given = words if "--checkpoint" in words else ["--checkpoint", checkpoint, *words]
     code, _, said = run(images / "rgb.png", *given, "--output", tmp_path / "out")
@@ -313,10 +395,17 @@ def test_what_is_refused_names_what_to_do(words, complaint, images, checkpoint, 
 
 def test_no_image_and_bad_numbers_are_refused(images, checkpoint, capsys):
     assert "there is no image" in run(images / "*.bmp", "--checkpoint", checkpoint)[2]
-    for wrong in (["--c", "1.5"], ["--max-detections", "0"], ["--label-space", "all+background"]):
+    for wrong in (
+        ["--c", "1.5"],
+        ["--c", "abc"],
+        ["--max-detections", "0"],
+        ["--label-space", "all+background"],
+    ):
         with pytest.raises(SystemExit):
             predict.main([str(images), "--checkpoint", str(checkpoint), *wrong])
-    assert "belong to --cm-clip" in capsys.readouterr().err
+    complaints = capsys.readouterr().err
+    assert "--label-space belongs to --cm-clip" in complaints
+    assert "argument --c: expected a number from 0 to 1, got 'abc'" in complaints
 
 
 def test_a_run_names_its_detector(tmp_path, monkeypatch, tiny_detector):  # noqa: F811
