@@ -193,9 +193,9 @@ class LabelSpaceParams(NotebookParams):
     fusions: Many[Literal["arithmetic", "geometric"]] = Field(("arithmetic", "geometric"), min_length=1)
     c: Many[Share] = Field((0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9), min_length=1, description="of the detector")
     visual_alphas: Many[Positive] = Field(
-        (0.3, 1.0, 3.0), description="weights of the K shots' cache; () none"
+        (0.3, 1.0, 3.0, 10.0), description="weights of the K shots' cache; () none"
     )
-    visual_betas: Many[Positive] = Field((1.0, 5.5), description="sharpness of the cache's affinity")
+    visual_betas: Many[Positive] = Field((1.0, 5.5, 11.0), description="sharpness of the cache's affinity")
     seeds: Many[Seed] | None = Field(None, description="draws reported; null: all of the runs")
     selection_seeds: Many[Seed] | None = Field(None, description="draws to choose on; null: all of the runs")
     arm: Arm = "kshot"

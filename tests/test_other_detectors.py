@@ -17,7 +17,7 @@ from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import save_detector
 from risf_core.errors import DataError, ParamsError
-from risf_core.params import BaseTrainingParams, DetectorParams, PictogramData
+from risf_core.params import BaseTrainingParams, DetectorParams, FineTuningParams, PictogramData
 from risf_core.records import Rows
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.other_detectors_tables import (
@@ -257,12 +257,21 @@ def test_a_killed_study_goes_on_and_gives_the_rows_of_an_undisturbed_one(one_sta
     assert other_detectors.study_other_detectors(params, make("killed")) == whole
 
 
-def test_cosines_of_another_clip_are_refused(one_stage):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"clip": {"run": "other.yaml"}},
+        {"cm_clip": {"preprocess": "released"}},
+        {"cm_clip": {"score_thresh": 0.5}},
+    ],
+)
+def test_cosines_of_another_clip_of_other_crops_or_of_fewer_boxes_are_refused(one_stage, other):
     params, make = one_stage
     rescoring = stored_boxes.Rescoring(params, make("other"))
-    tuned = SimpleNamespace(clip=None, score_thresh=0.05)
+    values = {"profile": "t", "base": "x.yaml", "clip": params.clip, "cm_clip": params.cm_clip} | other
+    tuned = FineTuningParams.model_validate(values)
     cell = SimpleNamespace(tuned=tuned, run_id="tuned", key={"split": 1, "shots": 2, "seed": 0})
-    with pytest.raises(ParamsError, match="tuned: its cosines are of another CLIP"):
+    with pytest.raises(ParamsError, match="tuned has stored cosines of another CLIP"):
         other_detectors._two_stage_cell(rescoring, cell)
 
 

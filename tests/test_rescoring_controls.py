@@ -13,6 +13,7 @@ from risf_core.params import CmClipParams, FineTuningParams
 from risf_core.report.control_tables import Rule, applied, choose_rule
 from risf_core.studies import rescoring_controls as controls
 from risf_core.studies.class_rule import class_accuracy
+from risf_core.studies.stored_cells import check_same_clip
 from risf_core.study_params import RescoringControlsParams
 from tests.color_clip import color_clip
 from tests.test_evaluation import BOX, FAR, OTHER, data_of, detections_of, image
@@ -60,7 +61,7 @@ def test_controls_by_hand(stored):
 def test_another_clip_than_the_stored_one_is_refused():
     tuned = FineTuningParams(profile="t", base="x.yaml", clip={"run": "c.yaml"})
     cell = SimpleNamespace(run_id="r", tuned=tuned)
-    controls._check_same_clip(PARAMS, cell)
+    check_same_clip(cell, PARAMS.clip, PARAMS.cm_clip)
     for other in (
         {"clip": {"run": "d.yaml"}},
         {"cm_clip": CmClipParams(preprocess="released")},
@@ -68,7 +69,7 @@ def test_another_clip_than_the_stored_one_is_refused():
     ):
         wrong = RescoringControlsParams.model_validate(PARAMS.model_dump() | other)
         with pytest.raises(ParamsError, match="Expected clip and cm_clip as in that run"):
-            controls._check_same_clip(wrong, cell)
+            check_same_clip(cell, wrong.clip, wrong.cm_clip)
 
 
 def test_jitter_moves_edges_within_the_image():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 def mean_by_c(
     rows: Iterable[Mapping], *, detector: str, fusion: str, splits: Sequence[int], metric: str
 ) -> dict[float, float]:
-    """Mean of a metric over K and seeds for each c, K first within a seed's cells alike: {c: percent}, c ascending."""
+    """Mean of a metric over all cells (every K and seed) of a detector on some splits: {c: percent}, c ascending."""
     values = defaultdict(list)
     for row in rows:
         is_own = row["part"] == "re-scored" and row["detector"] == detector and row["fusion"] == fusion

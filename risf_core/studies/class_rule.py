@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from risf_core.ablations import _clips_to_compare as clips_to_compare
+from risf_core.ablations import PAPER_SPACE
+from risf_core.ablations import _clips_to_compare as clips_to_compare  # the same towers by the same names
 from risf_core.cm_clip import CMCLIP, embed_detections
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
@@ -11,8 +12,6 @@ from risf_core.progress import progress
 from risf_core.studies.stored_cells import Splits, StoredCell, stored_cells
 from risf_core.studies.visual_prototypes import embed_truth
 from risf_core.study_params import RescoringControlsParams
-
-PAPER_SPACE = "novel+background"
 
 
 def measure_classes(params: RescoringControlsParams, run) -> None:

@@ -51,7 +51,7 @@ def fit_temperature(evidence: np.ndarray, targets: np.ndarray) -> float:
         targets: Right columns, int64 [N].
 
     Returns:
-        T, within 0.1 to 1000.
+        T, within 0.1 to 1000; a T at an end of it (`is_at_bound`) is no minimum.
     """
     if not len(targets):
         raise DataError("no detection to fit a temperature on. Expected some: lower the score threshold.")
@@ -67,3 +67,8 @@ def fit_temperature(evidence: np.ndarray, targets: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=tuple(np.log(RANGE)), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Whether a fit ended at a bound: at the lower one the evidence misleads, whatever its scale."""
+    return bool(np.isclose(np.log(temperature), np.log(RANGE), rtol=0.0, atol=0.01).any())

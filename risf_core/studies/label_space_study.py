@@ -16,7 +16,7 @@ from risf_core.detections import Detections
 from risf_core.errors import ParamsError
 from risf_core.fine_tuning import open_clip_source
 from risf_core.progress import progress
-from risf_core.studies.fitted_temperature import fit_temperature, label_targets
+from risf_core.studies.fitted_temperature import fit_temperature, is_at_bound, label_targets
 from risf_core.studies.grid_ap50 import GridAP50
 from risf_core.studies.label_spaces import (
     CellScores,
@@ -43,8 +43,8 @@ def study_label_spaces(params: LabelSpaceParams, run) -> dict:
     reported of a cell. A killed run goes on by cell.
 
     Returns:
-        ``temperatures`` fitted for each K, ``vocabulary``, ``chosen`` for each K (and over K), and the ``grid``: nAP50,
-        mean over the seeds, of each combination on either split.
+        ``fitted_temperatures`` for each K and which of them are at a bound of the fit, ``vocabulary``, ``chosen`` for
+        each K (and over K), and the ``grid``: nAP50, mean over the seeds, of each combination on either split.
     """
     study = _Study(params, run)
     temperatures, grids = {}, defaultdict(dict)
@@ -217,6 +217,10 @@ class _Study:
             "clip": self.clip_name,
             "learned_temperature": self.clip_temperature(),
             "fitted_temperatures": fitted,
+            "fitted_at_bound": {
+                shots: [name for name, value in own.items() if is_at_bound(value)]
+                for shots, own in fitted.items()
+            },
             "vocabulary": {name: one._asdict() for name, one in vocabularies.items()},
             "splits": {role: sorted({cell.tuned.split for cell in self.cells[role]}) for role in ROLES},
             "paper": str(self.paper),

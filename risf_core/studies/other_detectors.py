@@ -14,7 +14,6 @@ from torch import Tensor
 from risf_core.data.benchmark import open_benchmark
 from risf_core.detections import MAX_DETECTIONS, Detections, cut
 from risf_core.detector.checkpoints import read_checkpoint, save_checkpoint
-from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator
 from risf_core.params import BaseTrainingParams
 from risf_core.precision import resolve_precision
@@ -33,7 +32,7 @@ from risf_core.studies.one_stage import (
 )
 from risf_core.studies.other_results import rescore_results_files
 from risf_core.studies.stored_boxes import CellBoxes, Rescoring, cell_stem
-from risf_core.studies.stored_cells import StoredCell, stored_cells
+from risf_core.studies.stored_cells import StoredCell, check_same_clip, stored_cells
 from risf_core.study_params import OtherDetectorsParams
 from risf_core.training import seed_everything, step_seed
 
@@ -71,10 +70,7 @@ def _two_stage_cell(rescoring: Rescoring, cell: StoredCell) -> None:
     is_wanted = key["shots"] in params.shots and key["seed"] in seeds_of(params, key["split"])
     if not is_wanted or rescoring.is_done(key):
         return
-    if cell.tuned.clip != params.clip:
-        raise ParamsError(
-            f"{cell.run_id}: its cosines are of another CLIP than that of this study. Name the same one under clip."
-        )
+    check_same_clip(cell, params.clip, params.cm_clip)
     found = Detections.load(cell.folder / "detections" / f"{cell.name}.npz")
     boxes = CellBoxes(found, *cell.with_similarities(), cell.tuned.score_thresh)
     rescoring.add_rows(key, rescoring.split(cell.key["split"]), boxes)

@@ -14,11 +14,17 @@ from risf_core.data.benchmark import Benchmark
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections, Similarities
-from risf_core.errors import ParamsError
 from risf_core.fine_tuning import build_cm_clip, open_clip_source
 from risf_core.progress import progress
 from risf_core.studies.grid_ap50 import EVERY_AREA, GridAP50
-from risf_core.studies.stored_cells import METRICS, Splits, StoredCell, novel_metrics, stored_cells
+from risf_core.studies.stored_cells import (
+    METRICS,
+    Splits,
+    StoredCell,
+    check_same_clip,
+    novel_metrics,
+    stored_cells,
+)
 from risf_core.study_params import RescoringControlsParams
 
 
@@ -33,7 +39,7 @@ def run_controls(params: RescoringControlsParams, run) -> None:
     splits, images = Splits(), ImageCache()
     _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
     for cell in progress(cells, desc="controls", total=len(cells)):
-        _check_same_clip(params, cell)
+        check_same_clip(cell, params.clip, params.cm_clip)
         benchmark, test, evaluator = splits.get(cell)
         found, similarities = cell.with_similarities()
         controls = _Controls(params, benchmark, found)
@@ -55,17 +61,6 @@ def run_controls(params: RescoringControlsParams, run) -> None:
                 cm_clip = build_cm_clip(loaded, benchmark, params.cm_clip)
                 scores = controls.encoded(cm_clip, test, jitter=jitter, seed=cell.key["seed"], cache=images)
                 run.rows.add(key, novel_metrics(evaluator.evaluate(found.with_scores(scores))))
-
-
-def _check_same_clip(params: RescoringControlsParams, cell: StoredCell) -> None:
-    """ParamsError unless the stored cosines are of this CLIP and of these crops."""
-    own, theirs = params.cm_clip, cell.tuned.cm_clip
-    same_crops = own.crop_options() == theirs.crop_options() and own.templates == theirs.templates
-    if cell.tuned.clip != params.clip or not same_crops or own.score_thresh < theirs.score_thresh:
-        raise ParamsError(
-            f"{cell.run_id} has stored cosines of another CLIP, of other crops or above another threshold. Expected "
-            "clip and cm_clip as in that run."
-        )
 
 
 class _Controls:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from risf_core.ablations import PAPER_SPACE
 from risf_core.cm_clip import CMCLIP, encode_detections
 from risf_core.cm_clip.scores import label_probabilities, label_space_names
 from risf_core.data.benchmark import open_benchmark
@@ -19,8 +20,6 @@ from risf_core.fine_tuning import build_cm_clip, note_clip, open_clip_source
 from risf_core.score_sweeps import ScoreSweep, sweep_c
 from risf_core.studies.stored_cells import novel_metrics
 from risf_core.study_params import OtherDetectorsParams
-
-PAPER_SPACE = "novel+background"
 
 
 class Classes(NamedTuple):

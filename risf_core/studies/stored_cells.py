@@ -12,7 +12,7 @@ from risf_core.detections import MAX_DETECTIONS, Detections, Similarities, cut
 from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator
 from risf_core.fine_tuning import cell_name
-from risf_core.params import FineTuningParams
+from risf_core.params import ClipSource, CmClipParams, FineTuningParams
 from risf_core.voc_evaluation import evaluator_for
 
 METRICS = ("nAP50", "nAP", "nAP75")
@@ -79,6 +79,17 @@ def stored_cells(
         runs = ", ".join(upstream.run_id for upstream in upstreams)
         raise ParamsError(f"no cell of arm {arm} and loss {loss} in {runs}. Expected at least one.")
     return sorted(cells, key=lambda cell: (cell.key["shots"], cell.key["seed"], cell.key["repeat"]))
+
+
+def check_same_clip(cell: StoredCell, clip: ClipSource, settings: CmClipParams) -> None:
+    """ParamsError unless a cell's stored cosines are of this CLIP, of these crops and of all boxes above the cut."""
+    theirs = cell.tuned.cm_clip
+    same_crops = settings.crop_options() == theirs.crop_options() and settings.templates == theirs.templates
+    if cell.tuned.clip != clip or not same_crops or settings.score_thresh < theirs.score_thresh:
+        raise ParamsError(
+            f"{cell.run_id} has stored cosines of another CLIP, of other crops or above another threshold. Expected "
+            "clip and cm_clip as in that run."
+        )
 
 
 class Splits:
