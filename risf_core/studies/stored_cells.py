@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from risf_core.data.benchmark import Benchmark, open_benchmark
@@ -13,7 +13,6 @@ from risf_core.errors import ParamsError
 from risf_core.evaluation import Evaluator
 from risf_core.fine_tuning import cell_name
 from risf_core.params import ClipSource, CmClipParams, FineTuningParams
-from risf_core.voc_evaluation import evaluator_for
 
 METRICS = ("nAP50", "nAP", "nAP75")
 
@@ -57,15 +56,14 @@ def stored_cells(
         seeds: Draws to take; None for all.
 
     Raises:
-        ParamsError: If there is none, one is there twice, or a run is not of the setting fsod or not judged by COCO's
-            metric.
+        ParamsError: If there is none, one is there twice, or a run is not of the setting fsod.
     """
     names = ("split", "shots", "seed", "loss", "arm", "setting", "repeat")
     cells: list[StoredCell] = []
     for upstream in upstreams:
         tuned = FineTuningParams.model_validate(upstream.record["params"])
-        if tuned.setting != "fsod" or getattr(tuned.data, "metric", "coco") != "coco":
-            raise ParamsError(f"{upstream.run_id}: studies take the setting fsod and COCO's metric alone.")
+        if tuned.setting != "fsod":
+            raise ParamsError(f"{upstream.run_id}: studies take the setting fsod alone.")
         for row in upstream.record["rows"]:
             wanted = row["rescoring"] == "none" and row["arm"] == arm and row["loss"] == loss
             if wanted and (seeds is None or row["seed"] in seeds):
@@ -99,15 +97,24 @@ class Splits:
         self._opened: dict = {}
 
     def get(self, cell: StoredCell) -> tuple[Benchmark, DetectionData, Evaluator]:
-        """The benchmark of a cell's split, its test images with novel boxes alone, and their evaluator."""
+        """The benchmark of a cell's split, its test images with novel boxes alone, and their evaluator.
+
+        By COCO's metric on any data; boxes that VOC marks as difficult are ignored like crowd regions.
+        """
         key = (cell.tuned.data, cell.tuned.split)
         if key not in self._opened:
             benchmark = open_benchmark(cell.tuned.data, split=cell.tuned.split)
-            test = benchmark.test.select_classes(benchmark.novel_names)
-            groups = {"novel": benchmark.novel_names}
-            options = {"groups": groups, "max_dets": MAX_DETECTIONS, **benchmark.evaluation}
-            self._opened[key] = benchmark, test, evaluator_for(test, **options)
+            test = _difficult_ignored(benchmark.test.select_classes(benchmark.novel_names))
+            evaluator = Evaluator(test, groups={"novel": benchmark.novel_names}, max_dets=MAX_DETECTIONS)
+            self._opened[key] = benchmark, test, evaluator
         return self._opened[key]
+
+
+def _difficult_ignored(data: DetectionData) -> DetectionData:
+    if not any(record.is_difficult.any() for record in data.images):
+        return data
+    images = (replace(record, is_crowd=record.is_crowd | record.is_difficult) for record in data.images)
+    return replace(data, images=tuple(images))
 
 
 def novel_metrics(metrics: dict) -> dict[str, float | None]:
