@@ -153,11 +153,18 @@ class LatencyParams(NotebookParams):
     seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
     arm: Arm = Field("kshot", description="which annotations the K-shot images had")
     loss: str = Field("ce", description="name of the loss")
-    num_images: Count = Field(60, description="test images measured one after another, and for all c")
+    timed_images: Count = Field(60, description="test images on which the ways of a cell take turns")
+    rounds: Count = Field(3, description="and how often; dense ways once")
+    num_images: Count = Field(60, description="test images measured one after another")
+    c_images: Count = Field(20, description="test images re-scored for all c")
     box_counts: Many[Count] = Field((1, 2, 4, 8, 16), min_length=3, description="boxes an image measured")
+    large_box_counts: Many[Count] = Field((1, 2, 4), min_length=3, description="the same for large CLIPs")
     line_to: Count = Field(100, description="boxes an image up to which the fitted line is drawn")
     seconds_per_point: Positive = Field(1.0, description="a point of the line is repeated for as long")
     max_repeats: int = Field(20, ge=2, description="and at most so often")
+    seconds_per_fast_point: Positive = Field(
+        3.0, description="the same for trained CLIPs, so that fast ones have enough values for a percentile"
+    )
 
 
 StudyLabelSpace = Literal[

@@ -14,6 +14,7 @@ from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections
 from risf_core.measuring import measured, resident_bytes
 from risf_core.params import CmClipParams
+from risf_core.records import Rows
 from risf_core.report.latency_figures import latency_figures
 from risf_core.report.latency_tables import (
     accuracy_cells,
@@ -22,11 +23,14 @@ from risf_core.report.latency_tables import (
     latency_floor_table,
     latency_parts_table,
     latency_tables,
+    latency_targets_table,
 )
+from risf_core.studies import latency_parts
+from risf_core.studies.latency import Notes
 from risf_core.studies.latency_lines import embed_image, flops_of_crop, matrix_rate, random_boxes, repeat
 from risf_core.studies.latency_parts import summary
 from risf_core.studies.published_rescoring import PublishedRescoring, detections_by_image
-from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, Way, all_ways, exact_ways
+from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, Way, all_ways, exact_ways, in_turns
 from risf_core.study_params import LatencyParams
 from tests.synthetic_records import record
 
@@ -193,13 +197,99 @@ def test_one_image_has_an_embedding_for_each_box_in_each_way(clip):
         assert embed_image(rescorer, way, image, random_boxes(3, (64, 96), seed=0)).shape == (3, 96)
 
 
+# --- a killed run -------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """What of a run the study touches."""
+
+    device = "cpu"
+
+    def __init__(self, folder) -> None:
+        self.dir, self.rows = folder, Rows(folder / "checkpoint-rows.jsonl")
+
+
+class _Detector(torch.nn.Module):
+    pixel_mean = torch.zeros(3)
+
+    def forward(self, images):
+        return images
+
+
+def _parts(folder, clip, scene, monkeypatch) -> tuple[Notes, list[Way]]:
+    """Measure the parts in a folder; the notes, and the way of each image that was worked on."""
+    data, found = scene
+    settings = {"profile": "t", "fine_tuning": "x.yaml", "base": "y.yaml", "clips": [{"run": "z.yaml"}]}
+    params, measured_ways, one = LatencyParams(**settings, precisions=["fp32"]), [], latency_parts._one_image
+    monkeypatch.setattr(latency_parts, "WARM_UP", 1)
+    monkeypatch.setattr(
+        latency_parts, "_one_image", lambda *args: (measured_ways.append(args[1]), one(*args))[1]
+    )
+    notes, novel = Notes(_Run(folder)), found.keep(found.labels < len(NOVEL))
+    latency_parts.measure_parts(
+        params, notes, "tiny", Rescorer(clip, NOVEL, CmClipParams()), _Detector(), novel, data
+    )
+    monkeypatch.undo()
+    return notes, measured_ways
+
+
+@pytest.mark.parametrize("lost", ["checkpoint-times.jsonl", "checkpoint-rows.jsonl"])
+def test_what_a_kill_left_out_is_measured_again_and_nothing_twice(tmp_path, clip, scene, monkeypatch, lost):
+    """Killed between a row and its times, whichever came first: the last line of one of the files is missing."""
+    notes, ways = _parts(tmp_path, clip, scene, monkeypatch)
+    assert [way.path for way in ways] == ["crop"] * 6 + [
+        "dense"
+    ] * 3  # published, ours, dense; one image, then two
+    before = notes.times.as_list()
+    lines = (tmp_path / lost).read_text().splitlines(keepends=True)
+    (tmp_path / lost).write_text("".join(lines[:-1]) + lines[-1][:20])
+    again, ways = _parts(tmp_path, clip, scene, monkeypatch)
+    assert [way.path for way in ways] == ["dense"] * 3
+    assert len(again.times.as_list()) == len(again.run.rows.as_list()) == 3
+    assert again.times.as_list()[:2] == before[:2]
+    assert _parts(tmp_path, clip, scene, monkeypatch)[1] == []
+
+
+def test_the_parts_of_an_image_are_all_of_its_time(tmp_path, clip, scene, monkeypatch):
+    """The total has a clock of its own, so a step that no part measures would show."""
+    for row in _parts(tmp_path, clip, scene, monkeypatch)[0].times.as_list():
+        found = {part for part in latency_parts.PARTS if part in row}
+        expected = {"decode", "detector", "encode", "blend"}
+        expected |= {"crop"} if row["path"] == "crop" else set()
+        assert found == expected | ({"read_again"} if row["way"] == "published" else set())
+        parts = sum(row[part]["mean"] for part in found)
+        assert 0.9 * row["total"]["mean"] - 2 < parts <= row["total"]["mean"]
+        assert row["total"]["n"] == 2
+
+
+def test_ways_take_turns_on_the_same_boxes(clip, scene):
+    data, found = scene
+    rescorer, order = Rescorer(clip, NOVEL, CmClipParams()), []
+    scores = rescorer.scores
+    rescorer.scores = lambda way, *args, **options: (order.append(way), scores(way, *args, **options))[1]
+    ways = [PUBLISHED, PUBLISHED._replace(images_from="memory"), OURS, OURS._replace(path="dense")]
+    turns = in_turns(ways, rescorer, found, data, rounds=2)
+    assert order == [
+        *ways,
+        *ways,
+        ways[2],
+        ways[0],
+        ways[1],
+    ]  # once unmeasured; dense in the first round alone
+    assert [len(turns[way].costs) for way in ways] == [2, 2, 2, 1]
+    expected = scores(PUBLISHED, found, data)[0].tolist()
+    assert turns[ways[0]].scores.tolist() == turns[ways[1]].scores.tolist() == expected
+    assert turns[OURS].costs[0].peak_mib is not None or resident_bytes("VmHWM") is None
+
+
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
 def _stored(way: Way, seed: int, nap: float, ms: float) -> tuple[dict, dict]:
     key = {"kind": "stored", "split": 1, "shots": 5, "seed": seed, "clip": "tiny"} | way._asdict()
     values = {"nAP": nap, "nAP50": nap + 20, "encoded": 30, "num_boxes": 40, "num_images": 10}
-    return key | values, key | {"ms": ms, "cpu_ms": ms / 2, "peak_mib": 50.0}
+    times = {"ms": ms, "cpu_ms": ms / 2, "peak_mib": 50.0, "ms_rounds": [ms, 1.1 * ms]}
+    return key | values, key | times
 
 
 def _boxes(way: Way, count: int, ms: float) -> tuple[dict, dict]:
@@ -236,6 +326,34 @@ def test_ratios_and_changes_are_against_the_right_rows():
     assert row["change"] == pytest.approx((0.1 - 0.2) / 2) and row["largest_change"] == pytest.approx(0.2)
     assert row["encoded"] == pytest.approx(0.75) and row["boxes_per_image"] == pytest.approx(4)
     assert cells.loc[("ours", "none"), "change"] == 0
+    assert (row["slowest"], row["fastest"]) == (
+        pytest.approx(8.0 / 3.0),
+        pytest.approx(8.0),
+    )  # same cell, same round
+
+
+def test_times_faster_are_against_the_published_way_with_images_from_the_same_place():
+    ways = {
+        PUBLISHED: (8.0, 30.0),
+        OURS: (4.0, 34.0),
+        OURS._replace(approximation="share=iou"): (2.0, 34.2),
+        OURS._replace(approximation="share=object"): (1.0, 33.7),
+    }
+    pairs = [_stored(way, 0, nap, ms) for way, (ms, nap) in ways.items()]
+    pairs += [
+        _stored(way._replace(images_from="memory"), 0, nap, ms / 4 + 1) for way, (ms, nap) in ways.items()
+    ]
+    table = latency_targets_table([_record(*pairs)])
+    files, memory = table.data.to_dict("records")
+    assert (files["crop_times_faster"], memory["crop_times_faster"]) == (2.0, 1.5)
+    assert (files["approximation"], files["approximation_times_faster"]) == (
+        "share=iou",
+        4.0,
+    )  # of 0.2, not of 0.3
+    assert files["approximation_change"] == pytest.approx(0.2)
+    assert table.display["2 or more"].tolist() == ["yes", "no"]
+    assert table.display["4 or more"].tolist() == ["yes", "no"]
+    assert table.display["every crop: times faster"][0] == "2.00 (2.00–2.00)"
 
 
 def test_the_line_is_fitted_marked_and_needs_three_counts():
@@ -266,9 +384,12 @@ def test_few_images_show_the_largest_time_in_place_of_a_percentile():
     times = {
         part: summary([1.0, 2.0, 6.0]) for part in ("decode", "detector", "crop", "encode", "blend", "total")
     }
-    made = _record((key | {"num_images": 3, "num_boxes": 9}, key | times | {"text_once": 4.0}))
+    made = _record(
+        (key | {"num_images": 3, "num_boxes": 9}, key | times | {"text_once": 4.0, "peak_mib": 77.0})
+    )
     row = latency_parts_table([made]).display.iloc[0]
-    assert row["total (ms)"] == "2.0 / max 6.0" and row["read again (ms)"] == "–" and row["n"] == "3"
+    assert row["total (ms)"] == "2.0 / max 6.0" and row["read again (ms)"] == "–"
+    assert row["peak memory (MiB)"] == "77" and row["n"] == "3"
     assert latency_figures([made])["latency_parts"].caption.startswith("Where the time")
 
 

@@ -20,6 +20,8 @@ KEYS = {  # of the rows of each kind
     "boxes": ["clip", "boxes", *WAY],
     "detector": ["detector"],
 }
+MOST_CHANGE = 0.2  # of nAP that an approximation may cost, in points
+TARGETS = (2.0, 4.0)  # times faster: with every crop, with an approximation
 PARTS = ("decode", "detector", "read_again", "crop", "encode", "blend")
 MEASURED_NOTE = (
     "Times and memory are of the one machine that the record's environment names, one process and its threads, nothing "
@@ -66,7 +68,8 @@ def accuracy_cells(records: Sequence[Mapping]) -> pd.DataFrame:
     Returns:
         The keys, nAP, nAP50, ``change`` and ``change_nAP50`` against ours in fp32 with every crop (mean and largest
         over the cells), share of the boxes encoded, ms and CPU ms an image, peak memory, and ``times_faster`` than the
-        published way: ratio of the means.
+        published way with images from the same place: ratio of the means, and ``slowest`` and ``fastest`` of the ratios
+        of single rounds.
     """
     frame = latency_rows(records, "stored")
     columns = [
@@ -82,16 +85,17 @@ def accuracy_cells(records: Sequence[Mapping]) -> pd.DataFrame:
         "ms",
         "cpu_ms",
     ]
-    columns += ["peak_mib", "times_faster", "cpu_times_faster", "boxes_per_image"]
+    columns += ["peak_mib", "times_faster", "slowest", "fastest", "cpu_times_faster", "boxes_per_image"]
     rows = []
     for clip, own in frame.groupby("clip", sort=False) if len(frame) else ():
         cell = ["split", "shots", "seed"]
         is_exact = (own["way"] == "ours") & (own["precision"] == "fp32") & (own["path"] == "crop")
         is_exact &= (own["approximation"] == "none") & (own["images_from"] == "files")
         exact = own[is_exact].set_index(cell)
-        published = own[own["way"] == "published"]
         for key, group in own.groupby(WAY, sort=False):
             paired = group.set_index(cell)
+            is_beside = (own["way"] == "published") & (own["images_from"] == key[-1])
+            published = own[is_beside].set_index(cell)
             change = paired["nAP"] - exact["nAP"].reindex(paired.index)
             change_50 = paired["nAP50"] - exact["nAP50"].reindex(paired.index)
             ms, cpu = (_mean(group, name) for name in ("ms", "cpu_ms"))
@@ -104,8 +108,18 @@ def accuracy_cells(records: Sequence[Mapping]) -> pd.DataFrame:
                 "times_faster": _mean(published, "ms") / ms,
                 "cpu_times_faster": _mean(published, "cpu_ms") / cpu,
             }
+            row |= dict(zip(("slowest", "fastest"), _range_of_ratios(published, paired), strict=True))
             rows.append(row | {"boxes_per_image": group["num_boxes"].sum() / group["num_images"].sum()})
     return pd.DataFrame(rows, columns=columns)
+
+
+def _range_of_ratios(published: pd.DataFrame, own: pd.DataFrame) -> tuple[float, float]:
+    """Least and largest of the published way's time over a way's own, both of the same cell and round."""
+    ratios = [math.nan]
+    if "ms_rounds" in own and "ms_rounds" in published:
+        pairs = zip(published["ms_rounds"].reindex(own.index), own["ms_rounds"], strict=True)
+        ratios = [a / b for theirs, ours in pairs if isinstance(theirs, list) for a, b in zip(theirs, ours)]
+    return (min(ratios), max(ratios)) if ratios else (math.nan, math.nan)
 
 
 def _mean(frame: pd.DataFrame, name: str) -> float:
@@ -119,7 +133,7 @@ def latency_accuracy_table(records: Sequence[Mapping]) -> Table:
     display["crops encoded (%)"] = [number(100 * value, decimals=0) for value in data["encoded"]]
     display["ms/image"] = [number(value, decimals=2) for value in data["ms"]]
     display["CPU ms/image"] = [number(value, decimals=2) for value in data["cpu_ms"]]
-    display["times faster"] = [number(value, decimals=2) for value in data["times_faster"]]
+    display["times faster"] = [faster(row) for row in data.to_dict("records")]
     display["nAP (%)"] = [number(value, decimals=2) for value in data["nAP"]]
     changes = zip(data["change"], data["way"], strict=True)
     display["change of nAP"] = [
@@ -135,17 +149,75 @@ def latency_accuracy_table(records: Sequence[Mapping]) -> Table:
         else f" Fed the same, both ways' scores differ by at most {largest:.1e} in float32."
     )
     density = (
-        f"{data['boxes_per_image'].mean():.1f} boxes above the threshold an image; " if len(data) else ""
+        f"{data['boxes_per_image'].mean():.1f} boxes above the threshold an image. " if len(data) else ""
     )
     caption = (
-        f"Accuracy and cost of re-scoring, detector apart, on the stored boxes of all test images: {density}means over "
-        "the stored cells, each measured once for each way. Change of nAP: against ours in fp32 with every crop. "
+        f"Accuracy and cost of re-scoring, detector apart, on stored boxes: {density}nAP is of all test images, times "
+        f"and memory of {_timed(records)}: the ways take turns, in each round from another one on, dense ways in the "
+        "first alone; medians of the rounds, means over the stored cells. times faster: than the published way with "
+        "images from the same place, so files against files and memory against memory; in brackets the least and "
+        "largest ratio of a round. Change of nAP: against ours in fp32 with every crop. "
         "dense: one forward pass an image and RoIAlign on its map. share: one crop for boxes of IoU > 0.9 (iou) or "
         "> 0.5 (object), or of one proposal. budget: crops an image. Images are read from their files, or they are "
-        "in memory since the detector has decoded them. Peak memory is above the loaded models. "
+        "in memory (said so), as after the detector. Peak memory is above the loaded models. "
         f"{PUBLISHED_NOTE}{same} {MEASURED_NOTE}"
     )
     return Table("latency_accuracy", caption, data, display)
+
+
+def faster(row: Mapping, name: str = "times_faster") -> str:
+    """A ratio, in brackets the least and largest of its rounds: ``2.41 (2.38–2.45)``."""
+    text = number(row[name], decimals=2)
+    if math.isnan(row["slowest"]):
+        return text
+    return f"{text} ({number(row['slowest'], decimals=2)}–{number(row['fastest'], decimals=2)})"
+
+
+def _timed(records: Sequence[Mapping]) -> str:
+    """On how many images and in how many rounds ways were timed."""
+    rows = latency_rows(records, "stored")
+    if "timed_images" not in rows or "ms_rounds" not in rows:
+        return "the first images"
+    images = ", ".join(map(str, sorted(set(rows["timed_images"]))))
+    rounds = max(len(values) for values in rows["ms_rounds"] if isinstance(values, list))
+    return f"the first {images} of them in {rounds} rounds"
+
+
+def latency_targets_table(records: Sequence[Mapping]) -> Table:
+    """How much faster than the published way: with every crop, and with the fastest approximation that keeps nAP."""
+    cells, rows, lines = accuracy_cells(records), [], []
+    ours = cells[(cells["way"] == "ours") & (cells["path"] == "crop")]
+    keys = ["clip", "precision", "images_from"]
+    for key, own in ours.groupby(keys, sort=False):
+        row, kept = dict(zip(keys, key, strict=True)), own[own["approximation"] != "none"]
+        kept = kept[kept["change"].abs().round(9) <= MOST_CHANGE].sort_values("times_faster", ascending=False)
+        line = {"CLIP": row["clip"], "precision": row["precision"], "images from": row["images_from"]}
+        sides = (("every crop", own[own["approximation"] == "none"]), ("approximation", kept))
+        for (name, part), target in zip(sides, TARGETS, strict=True):
+            best = part.iloc[0].to_dict() if len(part) else None
+            line[f"{name}: times faster"] = faster(best) if best else NOT_PLANNED
+            line[f"{target:g} or more"] = _held(best, target)
+            short = name.split()[-1]
+            row |= {f"{short}_times_faster": best["times_faster"] if best else math.nan}
+            row |= {f"{short}_change": best["change"] if best else math.nan}
+            if name == "approximation":
+                row["approximation"] = best["approximation"] if best else ""
+                line["which"] = row["approximation"] or NOT_PLANNED
+                line["change of nAP"] = number(best["change"], decimals=2, sign=True) if best else NOT_PLANNED
+        rows.append(row)
+        lines.append(line)
+    caption = (
+        "How many times faster than the published way re-scoring is on the crop path, images from the same place: with "
+        f"every crop, and with the fastest approximation whose nAP is within {MOST_CHANGE:g} points of ours in fp32 "
+        f"with every crop. In brackets the least and largest ratio of a round. {MEASURED_NOTE}"
+    )
+    return Table("latency_targets", caption, pd.DataFrame(rows), pd.DataFrame(lines))
+
+
+def _held(row: Mapping | None, target: float) -> str:
+    if row is None or math.isnan(row["times_faster"]):
+        return NOT_PLANNED
+    return "yes" if row["times_faster"] >= target else "no"
 
 
 def latency_c_table(records: Sequence[Mapping]) -> Table:
@@ -164,23 +236,38 @@ def latency_c_table(records: Sequence[Mapping]) -> Table:
         facts = f"for {first['num_c']} values of c on {first['num_images']} images with {first['num_boxes']} boxes "
     caption = (
         f"New scores {facts}of one stored cell, images read from files. The published way encodes all crops anew for "
-        f"each c, ours once. {MEASURED_NOTE}"
+        f"each c, ours once (median of the rounds). {MEASURED_NOTE}"
     )
     return Table("latency_c", caption, data.drop(columns=["kind", "run_id"], errors="ignore"), display)
 
 
 def parts_cells(records: Sequence[Mapping]) -> pd.DataFrame:
-    """One row for each CLIP, way and part: median, 95th percentile (missing where n does not allow it), largest."""
+    """One row for each CLIP, way and part: median, 95th percentile (missing where n does not allow it), largest.
+
+    ``peak_mib`` is of all parts together, above the loaded models.
+    """
     rows = []
     for row in latency_rows(records, "parts").to_dict("records"):
         key = {name: row[name] for name in KEYS["parts"]} | {"num_images": row["num_images"]}
         key["num_boxes"] = row["num_boxes"]
         for part in (*PARTS, "total"):
             if isinstance(row.get(part), Mapping):
-                rows.append(key | {"part": part, **row[part]})
-    columns = [*KEYS["parts"], "num_images", "num_boxes", "part", "n", "p50", "p95", "mean", "max"]
+                rows.append(key | {"part": part, **row[part], "peak_mib": row.get("peak_mib")})
+    columns = [
+        *KEYS["parts"],
+        "num_images",
+        "num_boxes",
+        "part",
+        "n",
+        "p50",
+        "p95",
+        "mean",
+        "max",
+        "peak_mib",
+    ]
     frame = pd.DataFrame(rows, columns=columns)
-    return frame.assign(p95=pd.to_numeric(frame["p95"]))  # None where n is too small
+    numbers = {name: pd.to_numeric(frame[name]) for name in ("p95", "peak_mib")}  # None where not known
+    return frame.assign(**numbers)
 
 
 def latency_parts_table(records: Sequence[Mapping]) -> Table:
@@ -195,6 +282,7 @@ def latency_parts_table(records: Sequence[Mapping]) -> Table:
             head = part.replace("_", " ") + " (ms)"
             line[head] = _percentiles(cells[part]) if part in cells else NOT_PLANNED
         line["images/s"] = number(1000 / cells["total"]["mean"])
+        line["peak memory (MiB)"] = number(cells["total"]["peak_mib"], decimals=0)
         lines.append(line | {"n": str(cells["total"]["n"])})
     texts = latency_rows(records, "parts")
     once = ""
@@ -207,23 +295,27 @@ def latency_parts_table(records: Sequence[Mapping]) -> Table:
         )
     caption = (
         "Milliseconds of one image after another, from the file to the new scores: median / 95th percentile over n "
-        "images ('max' in place of the percentile where n is below 20). total: end to end, detector included; the "
-        "boxes are the stored ones of a fine-tuned head, the detector run is the base model's. dense has no crops to "
-        f"make. read again: the published way reads the image a second time.{once} {MEASURED_NOTE}"
+        "images ('max' in place of the percentile where n is below 20). total: end to end by a clock of its own, "
+        "detector included; the boxes are the stored ones of a fine-tuned head, the detector run is the base model's. "
+        "dense has no crops to make. read again: the published way reads the image a second time. Peak memory is above "
+        f"the loaded models.{once} {MEASURED_NOTE}"
     )
     columns = [
         "CLIP",
         "way",
         *(part.replace("_", " ") + " (ms)" for part in (*PARTS, "total")),
         "images/s",
+        "peak memory (MiB)",
         "n",
     ]
     return Table("latency_parts", caption, data, pd.DataFrame(lines, columns=columns))
 
 
-def _percentiles(cell: Mapping) -> str:
-    tail = f"max {number(float(cell['max']))}" if math.isnan(cell["p95"]) else number(float(cell["p95"]))
-    return f"{number(float(cell['p50']))} / {tail}"
+def _percentiles(cell: Mapping, decimals: int = 1) -> str:
+    """Median / 95th percentile, or the largest where n does not allow one."""
+    is_known = cell["p95"] is not None and not math.isnan(cell["p95"])
+    tail = number(float(cell["p95" if is_known else "max"]), decimals=decimals)
+    return f"{number(float(cell['p50']), decimals=decimals)} / {'' if is_known else 'max '}{tail}"
 
 
 def boxes_cells(records: Sequence[Mapping]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -271,8 +363,9 @@ def latency_boxes_table(records: Sequence[Mapping]) -> Table:
             line[f"{most} boxes, FITTED (ms)"] = number(row["start"] + most * row["slope"])
         display.append(line | {"peak memory (MiB)": number(row["peak_mib"], decimals=0)})
     caption = (
-        "Milliseconds of re-scoring one decoded picture of noise with N boxes, crops made and encoded: median over n "
-        "repeats (in brackets). The line is fitted to the medians by least squares, 'within' is the largest distance "
+        "Milliseconds of re-scoring one decoded picture of noise with N boxes, crops made and encoded: median / 95th "
+        "percentile ('max' in its place where n is below 20), in brackets the repeats n. The line is fitted to the "
+        "medians by least squares, 'within' is the largest distance "
         f"of a point; the column of {most} boxes is read off it, not measured. random weights: what it costs does not "
         f"depend on them. {_detectors(records)}{PUBLISHED_NOTE} {MEASURED_NOTE}"
     )
@@ -283,18 +376,26 @@ def latency_boxes_table(records: Sequence[Mapping]) -> Table:
 
 
 def _point(cell: Mapping) -> str:
-    return f"{number(float(cell['p50']), decimals=0 if cell['p50'] >= 1000 else 1)} ({cell['n']})"
+    decimals = 0 if cell["p50"] >= 1000 else 1
+    if cell["n"] == 1:
+        return f"{number(float(cell['p50']), decimals=decimals)} (1)"
+    return f"{_percentiles(cell, decimals)} ({cell['n']})"
 
 
 def _detectors(records: Sequence[Mapping]) -> str:
     """What the detectors alone take, for a caption."""
     frame = latency_rows(records, "detector")
     texts = [
-        f"{row['detector']} at {row['image']}: {number(float(row['p50']), decimals=0)} ms (median of {row['n']})"
+        f"{row['detector']} at {row['image']}: {_percentiles(row, 0)} ms ({row['n']}){_peak(row)}"
         for row in frame.to_dict("records")
         if "p50" in row
     ]
     return f"The detector alone, {'; '.join(texts)}. " if texts else ""
+
+
+def _peak(row: Mapping) -> str:
+    peak = row.get("peak_mib")
+    return "" if peak is None or math.isnan(peak) else f", peak memory {number(float(peak), decimals=0)} MiB"
 
 
 def latency_floor_table(records: Sequence[Mapping]) -> Table:
@@ -328,6 +429,7 @@ def latency_tables(records: Sequence[Mapping]) -> list[Table]:
     """All tables of 34_latency."""
     makers = (
         latency_accuracy_table,
+        latency_targets_table,
         latency_c_table,
         latency_parts_table,
         latency_boxes_table,

@@ -7,24 +7,24 @@ to ``run.environment["latency"]``, a row for each row of the record, by the same
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from risf_core.cm_clip.clip import CMCLIP
 from risf_core.data.benchmark import open_benchmark
-from risf_core.data.loader import ImageCache
 from risf_core.detector.build import build_detector
 from risf_core.detector.checkpoints import load_weights, read_checkpoint
 from risf_core.fine_tuning import open_clip_source
-from risf_core.measuring import Cost, measured
+from risf_core.measuring import Cost
 from risf_core.params import BaseTrainingParams
 from risf_core.progress import progress
 from risf_core.records import Rows
 from risf_core.score_sweeps import ScoreSweep
 from risf_core.studies.latency_lines import measure_detector, measure_floor, measure_lines
 from risf_core.studies.latency_parts import measure_all_c, measure_parts
-from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, all_ways
+from risf_core.studies.rescoring_ways import PUBLISHED, Rescorer, all_ways, in_turns
 from risf_core.studies.stored_cells import Splits, StoredCell, novel_metrics, stored_cells
 from risf_core.study_params import LatencyParams
 
@@ -101,39 +101,26 @@ def _note_probe(run, name: str, rescorer: Rescorer) -> None:
 def _measure_stored(
     params: LatencyParams, notes: Notes, name: str, rescorer: Rescorer, cell: StoredCell, splits: Splits
 ) -> None:
-    """Each way on all detections of a stored cell: nAP, crops encoded, time, memory; ways take turns."""
+    """Each way on a stored cell: nAP and crops encoded on all its images; time and memory on the first, in turns."""
     _, test, evaluator = splits.get(cell)
-    found, cache = cell.detections(), ImageCache()
-    for record in test.images:
-        cache.read(record)
-    sweep, start = ScoreSweep(evaluator, found), {"kind": "stored", **cell.key, "clip": name}
-    without = novel_metrics(sweep.evaluate(found.scores))
-    first = found.keep(found.image_ids == found.image_ids[0])
-    rescorer.scores(PUBLISHED, first, test)  # what a process does once is not measured
-    for way in all_ways(params):
-        key = start | way._asdict()
-        if notes.done(**key):
-            continue
-        if way.way == "ours":
-            _warm_up(rescorer.ours(way.precision, way.path))
-        with measured(notes.run.device) as cost:
-            scores, encoded = rescorer.scores(
-                way, found, test, cache=cache if way.images_from == "memory" else None
-            )
+    found, start = cell.detections(), {"kind": "stored", **cell.key, "clip": name}
+    ways = [way for way in all_ways(params) if not notes.done(**start, **way._asdict())]
+    timed = replace(test, images=test.images[: params.timed_images])
+    part = found.keep(np.isin(found.image_ids, [record.image_id for record in timed.images]))
+    turns = in_turns(ways, rescorer, part, timed, rounds=params.rounds, device=notes.run.device)
+    sweep, facts = ScoreSweep(evaluator, found), {"num_images": len(test), "timed_images": len(timed)}
+    facts["num_boxes"] = int((found.scores > params.cm_clip.score_thresh).sum())
+    without, made = novel_metrics(sweep.evaluate(found.scores)), {}
+    for way in ways:
+        same = way._replace(images_from="files")  # where images come from changes no score
+        if same not in made:
+            made[same] = rescorer.scores(same, found, test)
+        scores, encoded = made[same]
         metrics = novel_metrics(sweep.evaluate(scores))
-        facts = {
-            "num_images": len(test),
-            "num_boxes": int((found.scores > params.cm_clip.score_thresh).sum()),
-        }
         gains = {f"gain_{metric}": metrics[metric] - without[metric] for metric in ("nAP", "nAP50")}
-        notes.add(key, metrics | gains | facts | {"encoded": encoded}, per_image(cost, len(test)))
-    _measure_equality(notes, start, rescorer, found, test)
-
-
-def _warm_up(clip: CMCLIP) -> None:
-    """Two boxes of an empty image: what a process does once is not measured."""
-    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [8.0, 8.0, 60.0, 60.0]])
-    clip.embed_boxes(torch.zeros(3, 64, 64, dtype=torch.uint8), boxes)
+        values = metrics | gains | facts | {"encoded": encoded}
+        notes.add(start | way._asdict(), values, per_image(turns[way].costs, len(timed)))
+    _measure_equality(notes, start, rescorer, part, timed)
 
 
 def _measure_equality(notes: Notes, start: dict, rescorer: Rescorer, found, test) -> None:
@@ -148,10 +135,9 @@ def _measure_equality(notes: Notes, start: dict, rescorer: Rescorer, found, test
     notes.add(key, {"scores": len(found)}, {"largest_difference": float(np.abs(theirs - ours).max())})
 
 
-def per_image(cost: Cost, num_images: int) -> dict:
-    """A cost as milliseconds an image; memory is that of the whole."""
-    return {
-        "ms": 1000 * cost.wall_seconds / num_images,
-        "cpu_ms": 1000 * cost.cpu_seconds / num_images,
-        "peak_mib": cost.peak_mib,
-    }
+def per_image(costs: Sequence[Cost], num_images: int) -> dict:
+    """Costs of some rounds as milliseconds an image: median, and each; memory is that of the whole first round."""
+    wall = [1000 * cost.wall_seconds / num_images for cost in costs]
+    cpu = [1000 * cost.cpu_seconds / num_images for cost in costs]
+    times = {"ms": float(np.median(wall)), "cpu_ms": float(np.median(cpu)), "peak_mib": costs[0].peak_mib}
+    return times | {"ms_rounds": wall, "cpu_ms_rounds": cpu}

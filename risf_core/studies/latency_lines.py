@@ -60,11 +60,11 @@ def random_boxes(count: int, size: tuple[int, int], *, seed: int) -> Tensor:
 
 def _points(params: LatencyParams, name: str, *, is_large: bool) -> list[tuple[Way, int]]:
     """Ways and box counts. A large CLIP's dense path takes long, whatever the boxes: one point where asked for."""
-    counts, points = sorted(params.box_counts), []
+    counts, points = sorted(params.large_box_counts if is_large else params.box_counts), []
     is_wanted = any(name.startswith(f"{model} ") or name == model for model in params.large_dense)
     for way in exact_ways(params):
         if is_large and way.path == "dense":
-            points += [(way, counts[-1])] * (is_wanted and way.precision == params.precisions[-1])
+            points += [(way, max(params.box_counts))] * (is_wanted and way.precision == params.precisions[-1])
         else:
             points += [(way, count) for count in counts]
     return points
@@ -73,7 +73,8 @@ def _points(params: LatencyParams, name: str, *, is_large: bool) -> list[tuple[W
 def measure_lines(params: LatencyParams, notes, name: str, rescorer: Rescorer, *, is_large: bool) -> None:
     """Milliseconds of re-scoring one decoded image, crops made and encoded, for each way and number of boxes."""
     image, device, warm = noise_image(params), notes.run.device, set()
-    limits = {"seconds": params.seconds_per_point, "most": params.max_repeats}
+    seconds = params.seconds_per_point if is_large else params.seconds_per_fast_point
+    limits = {"seconds": seconds, "most": params.max_repeats}
     for way, count in _points(params, name, is_large=is_large):
         key = {"kind": "boxes", "clip": name, "boxes": count} | way._asdict()
         if notes.done(**key):

@@ -18,7 +18,7 @@ from torchvision.ops import roi_align
 from risf_core.clip_models import LoadedClip
 from risf_core.cm_clip.scores import BACKGROUND, TEMPERATURE, rescore
 from risf_core.data.dataset import DetectionData
-from risf_core.data.loader import read_image
+from risf_core.data.loader import ImageCache, read_image
 from risf_core.detections import Detections
 
 PROMPT = "a photo of {}"
@@ -91,15 +91,22 @@ class PublishedRescoring:
         return new
 
     def rescore_detections(
-        self, detections: Detections, data: DetectionData, *, c: float, score_thresh: float = SCORE_THRESH
+        self,
+        detections: Detections,
+        data: DetectionData,
+        *,
+        c: float,
+        score_thresh: float = SCORE_THRESH,
+        cache: ImageCache | None = None,
     ) -> np.ndarray:
-        """New scores of all detections in their order, float32 [D]; each image is read from its file."""
+        """New scores of all detections in their order, float32 [D]; images are read from files, or from ``cache``."""
         columns = np.array(
             [self.novel_names.index(n) if n in self.novel_names else -1 for n in detections.class_names]
         )
         scores = detections.scores.copy()
         for record, rows in detections_by_image(detections, data, score_thresh=score_thresh):
-            image = read_image(record.path, size=(record.height, record.width))
+            size = (record.height, record.width)
+            image = read_image(record.path, size=size) if cache is None else cache.read(record)
             own = (detections.boxes[rows], detections.labels[rows], detections.scores[rows])
             scores[rows] = self.rescore_image(image, *own, columns, c=c)
         return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from risf_core.cm_clip.scores import fuse, label_probabilities
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
 from risf_core.detections import Detections
+from risf_core.measuring import Cost, measured
 from risf_core.params import CmClipParams
 from risf_core.studies.published_rescoring import PublishedRescoring
 from risf_core.study_params import LatencyParams
@@ -38,7 +40,6 @@ class Way(NamedTuple):
 
 
 PUBLISHED = Way("published", "fp32", "crop")
-IN_MEMORY_TOO = ("none", "share=object")
 
 
 def exact_ways(params: LatencyParams) -> list[Way]:
@@ -49,17 +50,12 @@ def exact_ways(params: LatencyParams) -> list[Way]:
 
 
 def all_ways(params: LatencyParams) -> list[Way]:
-    """`exact_ways`, and on the path of crops ours with each approximation; of some also with the images in memory."""
+    """`exact_ways`, ours on the path of crops with each approximation; all but dense also with the images in memory."""
     names = [f"share={share}" for share in params.shares] + [f"budget={budget}" for budget in params.budgets]
+    precisions = params.precisions if "crop" in params.paths else ()
     ways = exact_ways(params)
-    for precision in params.precisions if "crop" in params.paths else ():
-        ways += [Way("ours", precision, "crop", name) for name in names]
-        ways += [
-            Way("ours", precision, "crop", name, "memory")
-            for name in ("none", *names)
-            if name in IN_MEMORY_TOO
-        ]
-    return ways
+    ways += [Way("ours", precision, "crop", name) for precision in precisions for name in names]
+    return ways + [way._replace(images_from="memory") for way in ways if way.path == "crop"]
 
 
 class Rescorer:
@@ -73,7 +69,7 @@ class Rescorer:
 
     def __init__(self, clip: LoadedClip, novel_names: tuple[str, ...], settings: CmClipParams) -> None:
         self.clip, self.novel_names, self.settings = clip, novel_names, settings
-        self._made: dict[tuple[str, str, str], CMCLIP] = {}
+        self._made: dict[tuple[str, str], CMCLIP] = {}
         self._published: PublishedRescoring | None = None
 
     def published(self) -> PublishedRescoring:
@@ -81,13 +77,10 @@ class Rescorer:
         self._published = self._published or PublishedRescoring(self.clip, self.novel_names)
         return self._published
 
-    def ours(self, precision: str, path: str, *, preprocess: str | None = None) -> CMCLIP:
-        """CM-CLIP in a precision and path, with the crops of the settings or with others."""
-        options = self.settings.crop_options()
-        options["preprocess"] = preprocess or options["preprocess"]
-        key = (precision, path, options["preprocess"])
-        if key not in self._made:
-            self._made[key] = CMCLIP(
+    def ours(self, precision: str, path: str) -> CMCLIP:
+        """CM-CLIP in a precision and path."""
+        if (precision, path) not in self._made:
+            self._made[precision, path] = CMCLIP(
                 self.clip.model,
                 self.clip.tokenizer,
                 self.novel_names,
@@ -96,9 +89,9 @@ class Rescorer:
                 memory_budget_mb=self.settings.memory_budget_mb,
                 path=path,
                 precision=precision,
-                **options,
+                **self.settings.crop_options(),
             )
-        return self._made[key]
+        return self._made[precision, path]
 
     def forget(self) -> None:
         """Let go of the models made so far."""
@@ -114,7 +107,7 @@ class Rescorer:
         settings = self.settings
         if way.way == "published":
             scores = self.published().rescore_detections(
-                found, data, c=settings.c, score_thresh=settings.score_thresh
+                found, data, c=settings.c, score_thresh=settings.score_thresh, cache=cache
             )
             return scores, int((found.scores > settings.score_thresh).sum())
         clip = self.ours(way.precision, way.path)
@@ -141,3 +134,44 @@ class Rescorer:
             scores[rows] = fuse(scores[rows], probs, c=c)
             results.append(scores)
         return results
+
+
+class Turns(NamedTuple):
+    """What `in_turns` measured of a way: a cost for each round, the new scores [D] and how many crops were encoded."""
+
+    costs: list[Cost]
+    scores: np.ndarray
+    encoded: int
+
+
+def in_turns(
+    ways: Sequence[Way],
+    rescorer: Rescorer,
+    found: Detections,
+    data: DetectionData,
+    *,
+    rounds: int,
+    device: str = "cpu",
+) -> dict[Way, Turns]:
+    """Every way on the same detections, ``rounds`` times: in each round all of them, from another one on.
+
+    Before that each does the first two images, since what a process does once is not measured. Dense ways, which take
+    long, are in the first round alone. Memory is measured in the first round.
+    """
+    turns: dict[Way, Turns] = {}
+    cache = ImageCache()
+    for record in data.images:
+        cache.read(record)
+    caches = {"files": None, "memory": cache}
+    few = found.keep(np.isin(found.image_ids, np.unique(found.image_ids)[:2]))
+    for way in ways:
+        rescorer.scores(way, few, data, cache=caches[way.images_from])
+    for turn in range(rounds):
+        first = turn * len(ways) // rounds
+        for way in [*ways[first:], *ways[:first]]:
+            if turn and way.path == "dense":
+                continue
+            with measured(device, memory=not turn) as cost:
+                scores, encoded = rescorer.scores(way, found, data, cache=caches[way.images_from])
+            turns.setdefault(way, Turns([], scores, encoded)).costs.append(cost)
+    return turns
