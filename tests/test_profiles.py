@@ -310,7 +310,7 @@ def test_every_other_head_names_table_expectation_and_hardware():
 
 def test_commands_in_heads_are_those_of_their_files():
     files = [path for profile in BASE for path in sorted((ROOT / "params" / profile).glob("[123]*.yaml"))]
-    assert len(files) == 2 * 4 + 1 + len(CELLS)  # 32_clip_backbones of coco alone
+    assert len(files) == 2 * 4 + 2 + len(CELLS)  # 32_clip_backbones and 34_latency of coco alone
     for path in files:
         command = r"python -m risf_core\.run notebooks/(\S+)\.ipynb --params (\S+)((?: -p \S+ \S+)*)"
         notebook, named, values = re.search(command, head(path)).groups()
