@@ -9,6 +9,7 @@ from risf_core.report import control_tables, label_space_tables
 from risf_core.report.control_figures import class_gain_figure, controls_figure, size_figure
 from risf_core.report.label_space_figures import selection_figure, single_changes_figure
 from risf_core.report.selection import NOTEBOOKS
+from risf_core.studies.label_spaces import Combination
 from risf_core.tables import all_tables
 from tests.synthetic_records import all_records, record
 
@@ -77,6 +78,63 @@ def test_selection_table_pairs_by_seed_and_marks_the_oracle():
         assert part in table.caption
 
 
+COMBINATION = "novel+background, T fitted, geometric, c=0.9, visual α=3 β=5.5"
+
+
+@pytest.mark.parametrize(
+    ("combination", "ends"),
+    [
+        (COMBINATION, ["c", "α", "β", "T"]),
+        (
+            COMBINATION.replace("5.5", "2"),
+            ["c", "α"],
+        ),  # in the middle of three; its fit ended within the bounds
+        (
+            COMBINATION.replace("α=3", "α=0.3").replace("c=0.9", "c=0"),
+            ["β"],
+        ),  # below 0.3 lies 0, without a cache
+        ("novel+background, T 100, arithmetic, c=0.7, no visual", []),
+    ],
+)
+def test_selected_at_an_end_of_its_axis_is_marked(combination, ends):
+    params = {"c": [0.0, 0.7, 0.9], "visual_alphas": [0.3, 3.0], "visual_betas": [1.0, 2.0, 5.5]}
+    made = study_record()
+    made["params"] |= params
+    fit = "novel+background, α=3, β=5.5"
+    made["metrics"]["fitted_at_bound"] = {"5": [fit], "1": ["novel+background, α=3, β=2"]}
+    for row in made["rows"]:
+        if row.get("what") == "selected":
+            row |= {"combination": combination, "temperature": 0.1}
+    (line,) = label_space_tables.selection_table([made]).display.to_dict("records")
+    expected = f"{combination} [at its end: {', '.join(ends)}]" if ends else combination
+    assert line["what was selected"] == expected and line["its T"] == "0.1"
+
+
+def test_a_real_combination_is_read():
+    read = label_space_tables.COMBINATION.fullmatch(
+        str(Combination("novel+background", "fitted", "geometric", 0.5, 10.0, 11.0))
+    )
+    assert read and (read["t"], read["c"], read["alpha"], read["beta"]) == ("fitted", "0.5", "10", "11")
+    assert label_space_tables.COMBINATION.fullmatch(
+        str(Combination("novel+background", "100", "arithmetic", 0.7))
+    )
+
+
+def test_captions_tell_the_scale_of_the_temperature_and_how_much_was_tried():
+    made = study_record()
+    fits = {"5": {"novel+background, α=0, β=0": 21.0, "novel+base+background, α=3, β=1": 0.1}}
+    bound = {"5": ["novel+base+background, α=3, β=1"]}
+    made["metrics"] |= {"learned_temperature": 16.25, "fitted_temperatures": fits, "fitted_at_bound": bound}
+    table = label_space_tables.selection_table([made])
+    assert "This CLIP's own T is 16.2, that of OpenAI's CLIPs 100" in table.caption
+    assert "ranges from 0.1 to 21" in table.caption
+    assert "1 of 2 fits ended at a bound, no minimum (T = 0.1; novel+base+background)" in table.caption
+    assert table.display["combinations"].tolist() == ["2"]
+    made["metrics"] |= {"learned_temperature": 100.0, "fitted_at_bound": {"5": []}}
+    caption = label_space_tables.single_changes_table([made]).caption
+    assert "own T is 100.0." in caption and "OpenAI" not in caption and "no minimum" not in caption
+
+
 def test_vocabularies_stand_apart():
     records = [study_record(), study_record("names.txt", shift=5.0)]
     table = label_space_tables.selection_table(records)
@@ -122,6 +180,10 @@ def test_rule_is_chosen_on_one_split_and_tested_on_the_other():
     tested = cells.loc["fine_tuning"]
     assert tested.loc["always", "gain"] == pytest.approx(2.0) and tested.loc["always", "harmed"] == 50.0
     rule = tested.loc["rule by test crops"]
+    assert rule["to_always"] == pytest.approx(3.0) and tested.loc["always", "to_always"] == 0.0
+    display = table.display.set_index(["split", "policy"])
+    assert display.loc[("1 (tested)", "rule by test crops"), "rule − always"] == "+3.0 ± 0.0 (2/2 up)"
+    assert "K (5)" in table.caption and "but the same test images" in table.caption
     assert rule["threshold"] == 70.0 and rule["gain"] == pytest.approx(5.0) and rule["harmed"] == 0.0
     assert tested.loc["rule by the K shots' crops", "threshold"] == -math.inf  # it tells nothing apart
     assert (

@@ -17,6 +17,7 @@ from risf_core.report.control_tables import (
     control_cells,
     rules,
     side_text,
+    sides_note,
     size_cells,
 )
 from risf_core.report.figure_style import (
@@ -148,6 +149,6 @@ def class_gain_figure(records: Sequence[Mapping]) -> Drawing:
         f"{NOT_THE_PAPER} {SETTING_NOTE} One point for each novel class and CLIP: what re-scoring adds to the class's "
         "AP50 against the CLIP's top-1 accuracy on it among the novel names, on ground-truth crops of the test images "
         "(left) and on the crops of the K shots, mean over seeds (right). Dashed: the threshold of the rule, if it "
-        f"has one, chosen on the other split. {BARS} {seed_counts(cells)} Each CLIP was trained once."
+        f"has one, chosen on one split{sides_note(records)}. {BARS} {seed_counts(cells)} Each CLIP was trained once."
     )
     return Drawing(figure, caption)

@@ -23,6 +23,7 @@ from risf_core.report.label_space_tables import (
     choice_note,
     selection_cells,
     single_change_cells,
+    temperature_note,
     vocabulary_note,
 )
 from risf_core.report.statistics import notebook_of, ordered
@@ -124,6 +125,7 @@ def single_changes_figure(records: Sequence[Mapping], *, metric: str = "nAP50") 
     caption = (
         f"{NOT_THE_PAPER} What each thing contributes to {metric}. 'only X': the paper's setting with X alone changed, "
         "less the paper's; 'c chosen': and c as well. 'all but X': the selected setting less the best one that keeps "
-        f"X as in the paper. {choice_note(records)} {vocabulary_note(records)} {BARS} {seed_counts(cells)}"
+        f"X as in the paper. {choice_note(records)}{temperature_note(records)} {vocabulary_note(records)} "
+        f"{BARS} {seed_counts(cells)}"
     )
     return Drawing(figure, caption)

@@ -56,7 +56,8 @@ def other_detectors_figure(records: Sequence[Mapping]) -> Drawing:
     caption = (
         "EXTENSION. Left: what CM-CLIP adds to nAP50, paired by seed, for each detector and K. Right: the same over c, "
         "arithmetic blend; a curve on the reported split is SENSITIVITY. Dotted: the paper's c. Star: the c chosen on "
-        f"split {select}, by the mean nAP50 over K and seeds. Geometric mean: s^c p^(1-c), an extension. {SEEDS_NOTE} "
+        f"split {select} (other novel classes and base model, the same test images), by the mean nAP50 over K and "
+        f"seeds. Geometric mean: s^c p^(1-c), an extension. {SEEDS_NOTE} "
         f"{seed_counts(cells)}"
     )
     return Drawing(figure, caption)

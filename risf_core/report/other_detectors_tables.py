@@ -21,8 +21,8 @@ WAYS = {
 }
 CHOICE_NOTE = (
     "c is chosen for each detector on split {select}, by the mean nAP50 over its K and seeds, and reported on split "
-    "{reported}. TEST ORACLE: the best c on the reported split itself, no result. Geometric mean: s^c p^(1-c), an "
-    "extension."
+    "{reported}: other novel classes and another base model, but the same test images. TEST ORACLE: the best c on the "
+    "reported split itself, no result. Geometric mean: s^c p^(1-c), an extension."
 )
 CUT_NOTE = (
     "What counts, and is re-scored, is what passes the published cut: a score above 0.05 for Faster R-CNN and "
