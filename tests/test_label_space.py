@@ -298,6 +298,6 @@ def test_a_cell_is_not_chosen_on_and_reported(colours):
 def test_params_files_are_valid():
     from risf_core.runs.run_specs import load_run
 
-    for profile in ("studies", "smoke"):
+    for profile in ("studies", "smoke", "voc"):
         for stem in ("36_label_space", "37_rescoring_controls"):
             assert load_run(Path(__file__).parents[1] / "params" / profile / f"{stem}.yaml")

@@ -178,7 +178,7 @@ def test_the_list_holds_the_whole_grid(profile):
         assert (base.params.split, base.params.data) == (spec.params.split, spec.params.data)
 
 
-@pytest.mark.parametrize(("profile", "number"), [("coco", 16), ("voc", 36)])
+@pytest.mark.parametrize(("profile", "number"), [("coco", 16), ("voc", 38)])
 def test_the_grid_is_listed_without_data(profile, number, capsys):
     assert run.main(["--list", f"params/{profile}/runs.yaml", "--dry-run"]) == 0
     printed = capsys.readouterr()
@@ -263,6 +263,29 @@ def test_a_crop_of_clip_costs_what_was_measured(profile):
         assert f"{words} (measured" in text and "0.024 s (estimate: " in text and "0.38 TFLOP" in text
         assert name == "fine_tuning" or "both with -p clip null" in text
     assert f"{words} x detections of novel classes above 0.05" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["36_label_space", "37_rescoring_controls"])
+def test_studies_of_voc_choose_on_split_2_and_say_what_they_cost(name):
+    params, text = load("voc", name), head(ROOT / "params" / "voc" / f"{name}.yaml")
+    refs = {
+        "selection": params.selection,
+        "reported": getattr(params, "reported", None) or params.fine_tuning,
+    }
+    runs = {role: [spec.params for ref in own for spec in expand(ref)] for role, own in refs.items()}
+    assert {one.split for one in runs["selection"]} == {2} and {one.split for one in runs["reported"]} == {1}
+    assert {(one.clip, one.setting) for one in sum(runs.values(), [])} == {(params.clip, "fsod")}
+    if name == "36_label_space":
+        cells = len(runs["selection"]) * len(params.selection_seeds) + len(runs["reported"]) * len(
+            params.seeds
+        )
+    else:
+        assert all({5} == {*params.encoded_shots} <= {one.shots for one in own} for own in runs.values())
+        cells = (len(params.jitters) + 1) * len(params.seeds) + 2 * len(params.clips) * len(params.rule_seeds)
+    hours = cells * TEST_IMAGES["voc"] * 20 * 0.024 / 3600
+    assert f"Hardware: one GPU; at most {hours:.0f} hours on one V100 (estimate: " in text
+    for part in ("Feeds the tables", "20 boxes (assumed)", "By COCO's metric", "but the same test images"):
+        assert part in text
 
 
 @pytest.mark.parametrize("profile", BASE)
