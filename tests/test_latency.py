@@ -288,7 +288,8 @@ def test_ways_take_turns_on_the_same_boxes(clip, scene):
 def _stored(way: Way, seed: int, nap: float, ms: float) -> tuple[dict, dict]:
     key = {"kind": "stored", "split": 1, "shots": 5, "seed": seed, "clip": "tiny"} | way._asdict()
     values = {"nAP": nap, "nAP50": nap + 20, "encoded": 30, "num_boxes": 40, "num_images": 10}
-    times = {"ms": ms, "cpu_ms": ms / 2, "peak_mib": 50.0, "ms_rounds": [ms, 1.1 * ms]}
+    times = {"ms": ms, "cpu_ms": ms / 2, "peak_mib": 50.0, "ms_rounds": [ms, 0.9 * ms, 1.1 * ms]}
+    times["cpu_ms_rounds"] = [value / 2 for value in times["ms_rounds"]]
     return key | values, key | times
 
 
@@ -369,6 +370,21 @@ def test_the_line_is_fitted_marked_and_needs_three_counts():
     assert display.loc["ours fp32", "100 boxes, FITTED (ms)"] == "203.0"
     assert display.loc["ours fp32, dense", "100 boxes, FITTED (ms)"] == "–"
     assert display.loc["ours fp32, dense", "2 boxes (ms)"] == "–"
+
+
+def test_a_dense_path_that_is_left_out_is_named_with_the_reason():
+    def large(pair, clip):
+        return tuple(row | {"clip": clip} | ({"is_large": True} if "is_large" in row else {}) for row in pair)
+
+    dense = OURS._replace(path="dense")
+    pairs = [large(_boxes(OURS, 1, 9.0), clip) for clip in ("base", "huge")]
+    pairs.append(large(_boxes(dense, 16, 20_000.0), "base"))
+    for clip, flops in (("base", 10**9), ("huge", 11 * 10**9)):
+        key = {"kind": "floor", "clip": clip, "precision": "fp32"}
+        pairs.append((key | {"flops": flops, "parameters": 1, "is_large": True}, key))
+    caption = latency_boxes_table([_record(*pairs)]).caption
+    assert "dense of huge was left out" in caption and "11.0 times the operations of one of base" in caption
+    assert "took 20.0 s" in caption and "dense of base" not in caption
 
 
 def test_the_floor_is_operations_over_the_rate():

@@ -53,9 +53,8 @@ def _key(row: Mapping, kind: str) -> tuple:
 
 def way_name(row: Mapping) -> str:
     """A way in a word or four: ``ours bf16, share=object``."""
-    if row["way"] == "published":
-        return "published"
-    parts = [f"{row['way']} {row['precision']}"]
+    is_published = row["way"] == "published"  # always in float32
+    parts = ["published" if is_published else f"{row['way']} {row['precision']}"]
     parts += [row["path"]] * (row["path"] != "crop") + [row["approximation"]] * (
         row["approximation"] != "none"
     )
@@ -105,8 +104,8 @@ def accuracy_cells(records: Sequence[Mapping]) -> pd.DataFrame:
             row |= {"encoded": group["encoded"].sum() / group["num_boxes"].sum(), "ms": ms, "cpu_ms": cpu}
             row |= {"peak_mib": group["peak_mib"].max() if "peak_mib" in group else math.nan}
             row |= {
-                "times_faster": _mean(published, "ms") / ms,
-                "cpu_times_faster": _mean(published, "cpu_ms") / cpu,
+                "times_faster": _same_rounds(published, paired, "ms") / ms,
+                "cpu_times_faster": _same_rounds(published, paired, "cpu_ms") / cpu,
             }
             row |= dict(zip(("slowest", "fastest"), _range_of_ratios(published, paired), strict=True))
             rows.append(row | {"boxes_per_image": group["num_boxes"].sum() / group["num_images"].sum()})
@@ -120,6 +119,16 @@ def _range_of_ratios(published: pd.DataFrame, own: pd.DataFrame) -> tuple[float,
         pairs = zip(published["ms_rounds"].reindex(own.index), own["ms_rounds"], strict=True)
         ratios = [a / b for theirs, ours in pairs if isinstance(theirs, list) for a, b in zip(theirs, ours)]
     return (min(ratios), max(ratios)) if ratios else (math.nan, math.nan)
+
+
+def _same_rounds(published: pd.DataFrame, own: pd.DataFrame, name: str) -> float:
+    """The published way's median of those rounds in which a way ran, too; mean over the cells."""
+    rounds = f"{name}_rounds"
+    if rounds not in own or rounds not in published:
+        return _mean(published, name)
+    pairs = zip(published[rounds].reindex(own.index), own[rounds], strict=True)
+    values = [float(np.median(theirs[: len(ours)])) for theirs, ours in pairs if isinstance(theirs, list)]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _mean(frame: pd.DataFrame, name: str) -> float:
@@ -367,7 +376,7 @@ def latency_boxes_table(records: Sequence[Mapping]) -> Table:
         "percentile ('max' in its place where n is below 20), in brackets the repeats n. The line is fitted to the "
         "medians by least squares, 'within' is the largest distance "
         f"of a point; the column of {most} boxes is read off it, not measured. random weights: what it costs does not "
-        f"depend on them. {_detectors(records)}{PUBLISHED_NOTE} {MEASURED_NOTE}"
+        f"depend on them. {_left_out(records)}{_detectors(records)}{PUBLISHED_NOTE} {MEASURED_NOTE}"
     )
     data = points.drop(columns=["kind", "run_id"], errors="ignore")
     if len(lines) and len(data):
@@ -380,6 +389,25 @@ def _point(cell: Mapping) -> str:
     if cell["n"] == 1:
         return f"{number(float(cell['p50']), decimals=decimals)} (1)"
     return f"{_percentiles(cell, decimals)} ({cell['n']})"
+
+
+def _left_out(records: Sequence[Mapping]) -> str:
+    """The large CLIPs whose dense path was not measured beside the slowest one that was, for a caption."""
+    points, floor = latency_rows(records, "boxes"), latency_rows(records, "floor")
+    large = points[points["is_large"].astype(bool)] if "p50" in points else points
+    dense = large[large["path"] == "dense"]
+    if dense.empty or floor.empty:
+        return ""
+    slowest, flops = dense.sort_values("p50").iloc[-1], floor.groupby("clip")["flops"].first()
+    texts = []
+    for name in dict.fromkeys(large["clip"]):
+        if name not in set(dense["clip"]) and {name, slowest["clip"]} <= set(flops.index):
+            ratio = number(float(flops[name] / flops[slowest["clip"]]))
+            texts.append(
+                f"dense of {name} was left out for its time: a crop of it has {ratio} times the operations of one of "
+                f"{slowest['clip']}, whose dense pass took {number(slowest['p50'] / 1000)} s. "
+            )
+    return "".join(texts)
 
 
 def _detectors(records: Sequence[Mapping]) -> str:
