@@ -6,19 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from risf_core.clip_models import ClipInfo, LoadedClip
 from risf_core.cm_clip import apply_cm_clip
-from risf_core.data.dataset import DetectionData, ImageRecord
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import DataError, ParamsError
 from risf_core.evaluation import Evaluator
-from risf_core.params import FineTuningParams
-from risf_core.records import Rows
-from risf_core.studies import label_space_study, stored_cells
-from risf_core.studies.fitted_temperature import fit_temperature, label_targets
+from risf_core.studies import label_space_study
+from risf_core.studies.fitted_temperature import fit_temperature, is_at_bound, label_targets
 from risf_core.studies.label_spaces import (
     CellScores,
     Combination,
@@ -30,7 +24,7 @@ from risf_core.studies.label_spaces import (
 from risf_core.studies.selection import reported_combinations
 from risf_core.studies.visual_prototypes import cache_affinity
 from risf_core.study_params import LabelSpaceParams
-from tests.color_clip import ColorClip, color_tokens
+from tests.color_cells import color_cells
 from tests.test_evaluation import BOX, FAR, OTHER, data_of, detections_of, image
 
 RUNS = {"selection": ["a.yaml"], "reported": ["b.yaml"], "clip": {"run": "c.yaml"}}
@@ -198,57 +192,28 @@ def test_single_changes_change_one_thing_and_take_the_best_of_its_values():
     assert len([name for name in own if name.startswith("only label_space")]) == 2 * 3
 
 
+def test_a_fit_to_evidence_that_misleads_ends_at_its_bound_and_is_told():
+    evidence = np.tile([0.5, 0.2], (20, 1))
+    found = fit_temperature(evidence, np.ones(20, int))
+    assert found == pytest.approx(0.1, rel=0.01) and is_at_bound(found)
+    mixed = fit_temperature(evidence, np.arange(20) % 10 // 9)  # every tenth is of the other name
+    assert 0.3 * mixed == pytest.approx(np.log(9), abs=1e-3) and not is_at_bound(mixed)
+
+
 # ------------------------------------------------------------ the whole study on a picture of colours
 
 
 @pytest.fixture
 def colours(tmp_path, monkeypatch):
-    """One picture with a red and a green square and a blue ground; the detector likes the ground best.
-
-    Two seeds of one fine-tuning; the CLIP tells colours apart, so every re-scoring mends the order.
-    """
-    pixels = np.zeros((40, 40, 3), np.uint8)
-    pixels[..., 2] = 255
-    pixels[0:10, 0:10], pixels[20:30, 20:30] = (255, 0, 0), (0, 255, 0)
-    Image.fromarray(pixels).save(tmp_path / "1.png")
-    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], dtype=np.float32)
-    none = np.zeros(2, dtype=bool)
-    record = ImageRecord(1, tmp_path / "1.png", 40, 40, boxes, np.array([0, 1]), none)
-    test = DetectionData("t", ("red", "green"), (1, 2), (record,))
-    found = Detections(
-        [1, 1, 1], [[30, 0, 40, 10], *boxes.tolist()], [0.9, 0.5, 0.5], [0, 0, 1], np.zeros((3, 3)), [0, 1, 2],
-        ("red", "green"),
-    )  # fmt: skip
-    benchmark = SimpleNamespace(novel_names=("red", "green"), base_names=(), test=test, evaluation={})
-    benchmark.few_shot = lambda shots, seed, arm: test
-    monkeypatch.setattr(stored_cells, "open_benchmark", lambda data, split: benchmark)
-    clip = ColorClip()
-    clip.logit_scale = torch.nn.Parameter(torch.tensor(np.log(20.0)))
-    loaded = LoadedClip(
-        clip, color_tokens, ClipInfo("colours", None, False, (4, 4), (0,) * 3, (1,) * 3, "", 1)
-    )
-    monkeypatch.setattr(label_space_study, "open_clip_source", lambda *_, **__: ("colours", loaded))
-    tuned = FineTuningParams(profile="t", base="x.yaml", seeds=(0, 1))
-    key = {"split": 1, "shots": 5, "loss": "ce", "arm": "kshot", "setting": "fsod", "repeat": 0}
-    rows = [key | {"seed": seed, "rescoring": "none"} for seed in (0, 1)]
-    for seed in (0, 1):
-        found.save(tmp_path / "detections" / f"seed{seed}-kshot-ce.npz")
-    content = {"params": tuned.model_dump(mode="json"), "rows": rows}
-    upstream = SimpleNamespace(dir=tmp_path, run_id="r", record=content)
+    """The study of one picture (`color_cells`): seed 0 is chosen on, seed 1 reported."""
+    cells = color_cells(tmp_path, monkeypatch)
+    monkeypatch.setattr(label_space_study, "open_clip_source", lambda *_, **__: ("colours", cells.loaded))
     names = tmp_path / "names.txt"
     names.write_text("white\n")
     values = {"vocabulary": str(names), "selection_seeds": [0], "seeds": [1], "visual_alphas": [1.0]}
     values |= {"visual_betas": [5.5], "label_spaces": ["novel+background", "novel+generic+background"]}
     study = params_of(c=[0.0, 0.7, 0.9], **values)
-
-    def run() -> SimpleNamespace:
-        folder = tmp_path / "run"
-        folder.mkdir(exist_ok=True)
-        return SimpleNamespace(
-            dir=folder, rows=Rows(folder / "rows.jsonl"), device="cpu", upstreams=lambda name: [upstream]
-        )
-
-    return study, run, clip, test, found
+    return study, cells.run, cells.loaded.model, cells.test, cells.found
 
 
 def test_the_study_chooses_and_reports(colours):
@@ -263,6 +228,7 @@ def test_the_study_chooses_and_reports(colours):
     assert reported["none"]["nAP50"] == evaluator.evaluate(found)["nAP50"]
     assert reported["selected"]["nAP50"] == pytest.approx(100.0)  # CLIP sees that the ground is neither
     assert metrics["learned_temperature"] == pytest.approx(20.0)
+    assert list(metrics["fitted_at_bound"]) == ["5"] and metrics["fitted_at_bound"]["5"] == []
     grid = [row for row in one.rows.as_list() if row["part"] == "grid"]
     assert {row["combinations"] for row in grid} == {len(metrics["grid"]["combinations"])}
     values = np.load(one.dir / grid[-1]["file"])

@@ -1,20 +1,25 @@
 """Controls on stored boxes, and the rule for when not to use CM-CLIP."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from risf_core import ablations
 from risf_core.detections import Detections, Similarities
 from risf_core.errors import ParamsError
+from risf_core.evaluation import Evaluator
 from risf_core.params import CmClipParams, FineTuningParams
 from risf_core.report.control_tables import Rule, applied, choose_rule
+from risf_core.studies import class_rule, stored_cells
 from risf_core.studies import rescoring_controls as controls
 from risf_core.studies.class_rule import class_accuracy
 from risf_core.studies.stored_cells import check_same_clip
 from risf_core.study_params import RescoringControlsParams
+from tests.color_cells import color_cells
 from tests.color_clip import color_clip
 from tests.test_evaluation import BOX, FAR, OTHER, data_of, detections_of, image
 
@@ -120,3 +125,93 @@ def test_rule_takes_the_threshold_with_the_largest_mean_gain():
     assert choose_rule(frame.assign(gain=-1.0), "accuracy").threshold == math.inf
     unknown = frame.assign(accuracy=[np.nan, 60.0, 90.0, 100.0])  # a class without a crop is not re-scored
     assert applied(unknown, Rule("accuracy", 50.0)).tolist() == [0.0, -2.0, 3.0, 10.0]
+
+
+# ------------------------------------------------------------ the whole notebook on a picture of colours
+
+
+@pytest.fixture
+def colours(tmp_path, monkeypatch):
+    """Parameters, the run, and the names of controls and CLIPs in the order in which they load a CLIP."""
+    cells, used = color_cells(tmp_path, monkeypatch), []
+
+    def loads(name):
+        def load(*args, **options):
+            used.append(name)
+            return ("colours", cells.loaded) if name != "random-weight CLIP" else cells.loaded
+
+        return load
+
+    monkeypatch.setattr(controls, "open_clip_source", loads("stored"))
+    monkeypatch.setattr(controls, "load_clip", loads("random-weight CLIP"))
+    monkeypatch.setattr(ablations, "open_clip_source", loads("compared"))
+    cosines = np.eye(3)[[2, 0, 1]]  # the ground, the red and the green square
+    for seed in (0, 1):
+        path = tmp_path / "similarities" / f"seed{seed}-kshot-ce.npz"
+        Similarities(cosines, np.ones(3, bool), ("red", "green", "background")).save(path)
+    values = {
+        "clip": {"run": "c.yaml"},
+        "clips": [{"model": "colours", "path_only": True}],
+        "jitters": [0.1],
+        "num_sizes": 2,
+    }
+    params = RescoringControlsParams.model_validate(
+        {"profile": "t", "fine_tuning": ["a.yaml"], "selection": ["b.yaml"], "rule_seeds": [0, 1]} | values
+    )
+
+    def work(run) -> list[dict]:
+        controls.run_controls(params, run)
+        class_rule.measure_classes(params, run)
+        return run.rows.as_list()
+
+    return cells, work, used
+
+
+def test_the_controls_and_the_classes_have_a_row_each(colours):
+    cells, work, _ = colours
+    rows = work(cells.run())
+    own = {row["control"]: row["nAP50"] for row in rows if row["part"] == "control" and row["seed"] == 0}
+    names = ["none", "paper", "permuted names", "background only", "jitter 0.1", "random-weight CLIP"]
+    assert list(own) == names
+    evaluator = Evaluator(cells.test, groups={"novel": ("red", "green")})
+    assert own["none"] == evaluator.evaluate(cells.found)["nAP50"] < 80
+    assert own["paper"] == pytest.approx(100.0)  # 0.7 x 0.9 for the ground, 0.7 x 0.5 + 0.3 for the squares
+    assert own["random-weight CLIP"] == pytest.approx(100.0)  # here it has the same weights
+    classes = [row for row in rows if row["part"] == "class"]
+    assert len(classes) == 2 * 2 * 2  # roles, seeds, names
+    assert {row["accuracy"] for row in classes} == {100.0} == {row["shot_accuracy"] for row in classes}
+    gains = {row["name"]: row["with"] - row["without"] for row in classes}
+    assert gains["red"] > 40 and gains["green"] == pytest.approx(0.0)
+    assert len([row for row in rows if row["part"] == "size"]) == 2 * 2
+
+
+@pytest.mark.parametrize("kept", [3, 9, 18])
+def test_a_killed_run_goes_on_where_it_was(colours, kept):
+    """Killed among the controls of the first seed, of the second, and between the names of a class's cell."""
+    cells, work, used = colours
+    whole = work(cells.run())
+    path = cells.run().dir / "rows.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
+    before, done = len(used), {row.get("control") for row in whole[:kept] if row["seed"] == 0}
+    again = work(cells.run())
+    assert sorted(map(str, again)) == sorted(map(str, whole)) and len(again) == len(whole)
+    random = used[before:].count("random-weight CLIP")
+    assert random == (2 if "random-weight CLIP" not in done else 1 if kept < 16 else 0)
+
+
+# ------------------------------------------------------------ VOC's stored boxes
+
+
+def test_boxes_marked_as_difficult_are_ignored(tmp_path, monkeypatch):
+    cells = color_cells(tmp_path, monkeypatch)
+    (record,) = cells.test.images
+    marked = replace(cells.test, images=(replace(record, is_difficult=np.array([True, False])),))
+    benchmark = SimpleNamespace(novel_names=("red", "green"), test=marked, evaluation={"metric": "voc07"})
+    monkeypatch.setattr(stored_cells, "open_benchmark", lambda data, split: benchmark)
+    (upstream,) = cells.run().upstreams("")
+    cell, *_ = stored_cells.stored_cells([upstream], arm="kshot", loss="ce")
+    _, test, evaluator = stored_cells.Splits().get(cell)
+    assert test.images[0].is_crowd.tolist() == [True, False]
+    metrics = evaluator.evaluate(cells.found)
+    assert metrics["per_class"]["green"]["AP50"] == pytest.approx(100.0)
+    assert metrics["per_class"]["red"]["AP50"] is None and metrics["nAP50"] == pytest.approx(100.0)
