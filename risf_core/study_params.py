@@ -158,7 +158,9 @@ class LatencyParams(NotebookParams):
     num_images: Count = Field(60, description="test images measured one after another")
     c_images: Count = Field(20, description="test images re-scored for all c")
     box_counts: Many[Count] = Field((1, 2, 4, 8, 16), min_length=3, description="boxes an image measured")
-    large_box_counts: Many[Count] = Field((1, 2, 4), min_length=3, description="the same for large CLIPs")
+    most_tera_operations: Positive | None = Field(
+        2.0, description="points with more operations are left out; null: none is"
+    )
     line_to: Count = Field(100, description="boxes an image up to which the fitted line is drawn")
     seconds_per_point: Positive = Field(1.0, description="a point of the line is repeated for as long")
     max_repeats: int = Field(20, ge=2, description="and at most so often")

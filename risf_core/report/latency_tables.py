@@ -221,7 +221,7 @@ def latency_boxes_table(records: Sequence[Mapping]) -> Table:
         "percentile ('max' in its place where n is below 20), in brackets the repeats n. The line is fitted to the "
         "medians by least squares, 'within' is the largest distance "
         f"of a point; the column of {most} boxes is read off it, not measured. random weights: what it costs does not "
-        f"depend on them. {_left_out(records)}{_detectors(records)}{PUBLISHED_NOTE} {MEASURED_NOTE}"
+        f"depend on them. {_most(records)}{_left_out(records)}{_detectors(records)}{PUBLISHED_NOTE} {MEASURED_NOTE}"
     )
     data = points.drop(columns=["kind", "run_id"], errors="ignore")
     if len(lines) and len(data):
@@ -234,6 +234,15 @@ def _point(cell: Mapping) -> str:
     if cell["n"] == 1:
         return f"{number(float(cell['p50']), decimals=decimals)} (1)"
     return f"{_percentiles(cell, decimals)} ({cell['n']})"
+
+
+def _most(records: Sequence[Mapping]) -> str:
+    """Which numbers of boxes were left out for their time, for a caption."""
+    found = {
+        record["params"].get("most_tera_operations") for record in records if notebook_of(record) == NOTEBOOK
+    }
+    limits = sorted(limit for limit in found if limit)
+    return f"–: left out, for so many crops take more than {limits[0]:g} tera operations. " if limits else ""
 
 
 def _left_out(records: Sequence[Mapping]) -> str:

@@ -58,9 +58,11 @@ def random_boxes(count: int, size: tuple[int, int], *, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate([corners, corners + sides], axis=1).astype(np.float32))
 
 
-def _points(params: LatencyParams, name: str, *, is_large: bool) -> list[tuple[Way, int]]:
+def _points(params: LatencyParams, name: str, rescorer: Rescorer, *, is_large: bool) -> list[tuple[Way, int]]:
     """Ways and box counts. A large CLIP's dense path takes long, whatever the boxes: one point where asked for."""
-    counts, points = sorted(params.large_box_counts if is_large else params.box_counts), []
+    operations = flops_of_crop(rescorer.ours(params.precisions[0], "crop")) / 1e12
+    most, points = params.most_tera_operations or np.inf, []
+    counts = [count for count in sorted(params.box_counts) if count * operations <= most]
     is_wanted = any(name.startswith(f"{model} ") or name == model for model in params.large_dense)
     for way in exact_ways(params):
         if is_large and way.path == "dense":
@@ -75,7 +77,7 @@ def measure_lines(params: LatencyParams, notes, name: str, rescorer: Rescorer, *
     image, device, warm = noise_image(params), notes.run.device, set()
     seconds = params.seconds_per_point if is_large else params.seconds_per_fast_point
     limits = {"seconds": seconds, "most": params.max_repeats}
-    for way, count in _points(params, name, is_large=is_large):
+    for way, count in _points(params, name, rescorer, is_large=is_large):
         key = {"kind": "boxes", "clip": name, "boxes": count} | way._asdict()
         if notes.done(**key):
             continue
