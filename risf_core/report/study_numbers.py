@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from risf_core.report.control_tables import CONTROL_TEXTS, control_cells, rule_cells
-from risf_core.report.label_space_tables import selection_cells
+from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
 from risf_core.report.other_detectors_tables import WAYS, gains, name_of
 from risf_core.report.statistics import notebook_of
@@ -35,13 +35,14 @@ def _gain(row) -> str:
 
 
 def _label_spaces(records: Sequence[Mapping]) -> list[tuple]:
-    notebook, cells = "36_label_space", selection_cells(records)
+    notebook, cells, sizes = "36_label_space", selection_cells(records), grid_sizes(records)
     cells = cells[cells["shots"] == SHOTS]
     rows = []
     for key, own in cells.groupby(["vocabulary", "arm", "loss"], sort=False):
         by_name = {row.what: row for row in own.itertuples()}
         chosen, row = by_name["selected"].combination, by_name["selected − paper"]
-        what = f"{chosen} (chosen on split 2; generic names: {key[0]}) over the paper's CM-CLIP"
+        generic = f"; generic names: {key[0]}" if "generic" in chosen else ""
+        what = f"{chosen}{generic}, chosen of {sizes.get(key[0], 'several')}, over the paper's CM-CLIP"
         rows.append((f"{what}, nAP50, K={SHOTS}", _gain(row), row.n, notebook, _runs(records, notebook)))
     return rows
 
@@ -64,6 +65,11 @@ def _rule(records: Sequence[Mapping]) -> list[tuple]:
     for row in cells[cells["role"] == "fine_tuning"].itertuples():
         quantity = f"mean gain of a class's AP50 over CLIPs good and bad, CM-CLIP {row.policy}"
         text = interval_text(row.gain, row.half_width, sign=True)
+        if row.policy != "always":
+            paired = difference_text(
+                row.to_always, row.to_always_half_width, row.to_always_up, row.n, "complete", 0
+            )
+            text = f"{text}; less always: {paired}"
         rows.append((quantity, text, row.n, notebook, _runs(records, notebook)))
     return rows
 
@@ -84,12 +90,15 @@ def _latency(records: Sequence[Mapping]) -> list[tuple]:
     """For each CLIP: ours in each precision with every crop, and the fastest approximation of nearly the same nAP."""
     notebook, cells = "34_latency", accuracy_cells(records)
     rows = []
-    for clip, own in cells[cells["way"] == "ours"].groupby("clip", sort=False):
+    ours = cells[(cells["way"] == "ours") & cells["times_faster"].notna()]
+    for (clip, images_from), own in ours.groupby(["clip", "images_from"], sort=False):
         is_exact = (own["path"] == "crop") & (own["approximation"] == "none")
         near = own[~is_exact & (own["largest_change"] <= LEAST_CHANGE)]
         best = near.nlargest(1, "times_faster")
         for row in pd.concat([own[is_exact], best]).to_dict("records"):
-            quantity = f"{clip}: times less time than the published way, {way_name(row)}"
+            source = "both read files" if images_from == "files" else "both have the images in memory"
+            way = way_name(row).removesuffix(", images in memory")
+            quantity = f"{clip}: times less time than the published way ({source}), {way}"
             change = number(row["change"], decimals=2, sign=True)
             text = f"{number(row['times_faster'], decimals=2)} (change of nAP {change})"
             rows.append((quantity, text, int(row["n"]), notebook, _runs(records, notebook)))
