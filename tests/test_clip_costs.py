@@ -40,9 +40,9 @@ def test_reduced_precision_is_near_and_leaves_the_model_alone(kind, precision):
     assert torch.equal(full.text_embeds_norm, reduced.text_embeds_norm)
     assert {weight.dtype for weight in reduced.model.visual.parameters()} == {costs.PRECISIONS[precision]}
     now = model.state_dict()
-    assert all(
-        torch.equal(now[name], value) and now[name].dtype == value.dtype for name, value in before.items()
-    )
+    # some of CoCa's parameters are memory as it was found, NaN at times
+    for name, value in before.items():
+        torch.testing.assert_close(now[name], value, rtol=0, atol=0, equal_nan=True)
     shared = [name for name, _ in model.named_parameters() if not name.startswith("visual.")]
     own = dict(reduced.model.named_parameters())
     assert shared and all(own[name] is model.get_parameter(name) for name in shared)
