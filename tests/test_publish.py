@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from risf_core.report.publish import (
     summary,
     update_readme,
 )
+from risf_core.report.statistics import HeadlineNumber
 from risf_core.runs.run_specs import RunSpec
 from risf_core.runs.yaml_files import project_root
 from tests.synthetic_records import all_records, backbones_record, fine_tuning_record, fine_tuning_row
@@ -57,6 +59,28 @@ def test_headline_names_what_the_released_code_does():
     assert table.loc["nAP50 (%), K=5, kshot: ce_bg (as released) + CM-CLIP", "n"] == 2
     gain = table.loc["CM-CLIP's gain with ce, preprocess=released, nAP50, K=5, kshot"]
     assert gain["value"] == "+0.5 ± 0.0 (2/2 up)" and gain["run_ids"] == (released["run_id"],)
+
+
+def test_headline_numbers_are_what_its_texts_say():
+    """Also of the published studies: each number, rounded as its text is, begins the text."""
+    folders = [project_root() / "results" / "published" / name for name in ("studies", "latency")]
+    sources = [all_records(seeds=2), *(load_records(folder / "records") for folder in folders)]
+    for records in sources:
+        table = headline(records)
+        assert {"mean", "half_width"} <= set(table) and len(table)
+        for row in table.itertuples():
+            text = row.value.replace("−", "-")
+            decimals = len(text.split()[0].rstrip(",").split(".")[1])
+            assert float(text.split()[0].rstrip(",")) == round(row.mean, decimals), row.quantity
+            if row.half_width is not None:
+                assert f" ± {row.half_width:.1f}" in text, row.quantity
+            else:
+                assert "±" not in text.split(";")[0], row.quantity
+
+
+def test_headline_number_takes_a_row_without_numbers():
+    assert HeadlineNumber.of(("what", "many", 3, "37_x", ())) == ("what", "many", 3, "37_x", (), None, None)
+    assert HeadlineNumber.of(("what", "1", 3, "37_x", (), 1, math.nan))[-2:] == (1.0, None)
 
 
 def test_summary_says_where_everything_lies(folder):

@@ -18,7 +18,7 @@ from risf_core.errors import RecordError, RisfError
 from risf_core.records import read_records
 from risf_core.report.plan import Plan
 from risf_core.report.selection import plan_of, write_all
-from risf_core.report.statistics import fine_tuning_rows, notebook_of, student_interval
+from risf_core.report.statistics import HeadlineNumber, fine_tuning_rows, notebook_of, student_interval
 from risf_core.report.study_numbers import study_numbers
 from risf_core.report.sweep_tables import backbone_cells, backbone_rows
 from risf_core.report.table_format import interval_text, number, to_markdown
@@ -83,7 +83,8 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
     """The few numbers to look at first, of the lowest split and K = 5.
 
     Returns:
-        Columns quantity, value (text with interval), n, notebook, run_ids (tuple).
+        Columns quantity, value (text with interval), n, notebook, run_ids (tuple), mean and half_width (numbers, None
+        where the value is a text or has no interval), see `HeadlineNumber`.
     """
     rows = _single_numbers(records)
     everything = fine_tuning_rows(records)
@@ -99,7 +100,9 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
         if len(both):
             rows += _paired_numbers(both, shots, plan or Plan.from_rows(both), where=", gfsod")
     rows += study_numbers(records)
-    return pd.DataFrame(rows, columns=["quantity", "value", "n", "notebook", "run_ids"])
+    numbers = [HeadlineNumber.of(row) for row in rows]
+    # dtype object keeps None apart from NaN, and n an integer
+    return pd.DataFrame(numbers, columns=HeadlineNumber._fields, dtype=object)
 
 
 def _single_numbers(records: Sequence[Mapping]) -> list[tuple]:
@@ -112,18 +115,15 @@ def _single_numbers(records: Sequence[Mapping]) -> list[tuple]:
             for metric, name in names.items():
                 value = record["metrics"].get(metric)
                 text = number(None if value is None else float(value))
-                rows.append(
-                    (f"base model of split {split}: {name}", text, 1, "10_base_training", (record["run_id"],))
-                )
+                what = f"base model of split {split}: {name}"
+                rows.append((what, text, 1, "10_base_training", (record["run_id"],), value))
     clips = backbone_rows(records)
     clips = clips[clips["variant"] == ""]
     if len(clips):
         for clip, group in clips.groupby("clip", sort=True):
-            text, runs = (
-                number(float(group["crop_accuracy"].iloc[0])),
-                tuple(sorted(group["run_id"].unique())),
-            )
-            rows.append((f"CLIP {clip}: accuracy on novel crops (%)", text, 1, "32_clip_backbones", runs))
+            value, runs = float(group["crop_accuracy"].iloc[0]), tuple(sorted(group["run_id"].unique()))
+            what = f"CLIP {clip}: accuracy on novel crops (%)"
+            rows.append((what, number(value), 1, "32_clip_backbones", runs, value))
     return rows
 
 
@@ -143,7 +143,8 @@ def _cell_numbers(frame: pd.DataFrame, shots: int) -> list[tuple]:
                     )
                     named = "ce_bg (as released)" if loss == "ce_bg" else loss
                     name = f"nAP50 (%), K={shots}, {arm}: {named}{suffix}"
-                    rows.append((name, text, interval.n, "20_fine_tuning", runs))
+                    values = interval.mean, interval.half_width
+                    rows.append((name, text, interval.n, "20_fine_tuning", runs, *values))
     return rows
 
 
@@ -166,19 +167,14 @@ def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan, *, where: str =
             is_used = (frame["arm"] == row.arm) & ((row.shots == "all") | (frame["shots"] == row.shots))
             text = f"{interval_text(row.mean, row.half_width, sign=True)} ({row.up}/{row.n} up)"
             runs = tuple(sorted(set(frame.loc[is_used, "run_id"])))
-            rows.append((f"{name}, nAP50, {which}, {row.arm}{where}", text, row.n, "20_fine_tuning", runs))
+            what, values = f"{name}, nAP50, {which}, {row.arm}{where}", (row.mean, row.half_width)
+            rows.append((what, text, row.n, "20_fine_tuning", runs, *values))
     for row in interaction_cells(frame[frame["shots"] == shots], "nAP50", plan).itertuples():
         text = interval_text(row.interaction_mean, row.interaction_half_width, sign=True)
         runs = tuple(sorted(set(frame.loc[(frame["arm"] == row.arm) & (frame["shots"] == shots), "run_id"])))
-        rows.append(
-            (
-                f"interaction of the two, nAP50, K={shots}, {row.arm}{where}",
-                text,
-                row.n,
-                "20_fine_tuning",
-                runs,
-            )
-        )
+        what = f"interaction of the two, nAP50, K={shots}, {row.arm}{where}"
+        values = row.interaction_mean, row.interaction_half_width
+        rows.append((what, text, row.n, "20_fine_tuning", runs, *values))
     return rows
 
 
@@ -192,9 +188,8 @@ def _released_numbers(records: Sequence[Mapping], shots: int) -> list[tuple]:
         is_used = (rows["variant"] == row.variant) & (rows["clip"] == row.clip)
         text = f"{interval_text(row.gain, row.gain_half_width, sign=True)} ({row.up}/{row.n} up)"
         name = f"CM-CLIP's gain with {row.loss}, {row.variant}, nAP50, K={shots}, {row.arm}"
-        found.append(
-            (name, text, row.n, "32_clip_backbones", tuple(sorted(set(rows.loc[is_used, "run_id"]))))
-        )
+        runs = tuple(sorted(set(rows.loc[is_used, "run_id"])))
+        found.append((name, text, row.n, "32_clip_backbones", runs, row.gain, row.gain_half_width))
     return found
 
 

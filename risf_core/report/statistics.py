@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,38 @@ class Interval:
     mean: float
     half_width: float
     n: int
+
+
+class HeadlineNumber(NamedTuple):
+    """One number to look at first.
+
+    Attributes:
+        quantity: What it is, with metric, K and arm.
+        value: As a reader sees it, with its interval.
+        n: How many values stand behind it.
+        notebook: Whose records it comes from.
+        run_ids: Those records.
+        mean: The number itself, in the unit of the quantity; None where the value is a text.
+        half_width: Half the width of its 95 % interval; None where it has none.
+    """
+
+    quantity: str
+    value: str
+    n: int
+    notebook: str
+    run_ids: tuple[str, ...]
+    mean: float | None = None
+    half_width: float | None = None
+
+    @classmethod
+    def of(cls, row: Iterable) -> "HeadlineNumber":
+        """A row of five (a text alone), six or seven fields, NaN as None."""
+        values = tuple(row)
+        return cls(*values[:5], *(_known(value) for value in values[5:]))
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
 
 
 def student_interval(values: Iterable[float], *, confidence: float = CONFIDENCE) -> Interval:

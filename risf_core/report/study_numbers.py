@@ -16,7 +16,7 @@ LEAST_CHANGE = 0.2  # of nAP, which an approximation may change at most to be na
 
 
 def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
-    """Rows (quantity, value as text, n, notebook, run ids) of the notebooks that have a record."""
+    """Rows of the notebooks that have a record, with the fields of `HeadlineNumber`."""
     return [
         *_label_spaces(records),
         *_controls(records),
@@ -43,7 +43,8 @@ def _label_spaces(records: Sequence[Mapping]) -> list[tuple]:
         chosen, row = by_name["selected"].combination, by_name["selected − paper"]
         generic = f"; generic names: {key[0]}" if "generic" in chosen else ""
         what = f"{chosen}{generic}, chosen of {sizes.get(key[0], 'several')}, over the paper's CM-CLIP"
-        rows.append((f"{what}, nAP50, K={SHOTS}", _gain(row), row.n, notebook, _runs(records, notebook)))
+        fields = row.n, notebook, _runs(records, notebook), row.mean, row.half_width
+        rows.append((f"{what}, nAP50, K={SHOTS}", _gain(row), *fields))
     return rows
 
 
@@ -55,7 +56,8 @@ def _controls(records: Sequence[Mapping]) -> list[tuple]:
         name = CONTROL_TEXTS.get(row.control, f"box {row.control}")
         gain = row.gain_mean, row.gain_half_width, int(row.gain_up), row.gain_n, "complete", 0
         quantity = f"gain over no re-scoring of {name}, nAP50, K={row.shots}, {row.arm}"
-        rows.append((quantity, difference_text(*gain), row.gain_n, notebook, _runs(records, notebook)))
+        fields = row.gain_n, notebook, _runs(records, notebook), row.gain_mean, row.gain_half_width
+        rows.append((quantity, difference_text(*gain), *fields))
     return rows
 
 
@@ -70,7 +72,8 @@ def _rule(records: Sequence[Mapping]) -> list[tuple]:
                 row.to_always, row.to_always_half_width, row.to_always_up, row.n, "complete", 0
             )
             text = f"{text}; less always: {paired}"
-        rows.append((quantity, text, row.n, notebook, _runs(records, notebook)))
+        fields = row.n, notebook, _runs(records, notebook), row.gain, row.half_width
+        rows.append((quantity, text, *fields))
     return rows
 
 
@@ -82,7 +85,8 @@ def _other_detectors(records: Sequence[Mapping]) -> list[tuple]:
         way = WAYS[row.way][1] if row.way == "paper" else f"c = {row.c:g} chosen on split 2"
         quantity = f"CM-CLIP's gain on {name_of(row.detector)}, {way}, nAP50, mean over K"
         text = difference_text(row.gain, row.gain_half_width, int(row.up), row.n, "complete", 0)
-        rows.append((quantity, text, row.n, notebook, _runs(records, notebook)))
+        fields = row.n, notebook, _runs(records, notebook), row.gain, row.gain_half_width
+        rows.append((quantity, text, *fields))
     return rows
 
 
@@ -101,5 +105,6 @@ def _latency(records: Sequence[Mapping]) -> list[tuple]:
             quantity = f"{clip}: times less time than the published way ({source}), {way}"
             change = number(row["change"], decimals=2, sign=True)
             text = f"{number(row['times_faster'], decimals=2)} (change of nAP {change})"
-            rows.append((quantity, text, int(row["n"]), notebook, _runs(records, notebook)))
+            fields = int(row["n"]), notebook, _runs(records, notebook), row["times_faster"]
+            rows.append((quantity, text, *fields))
     return rows
