@@ -29,6 +29,7 @@ from risf_core.report.label_space_figures import selection_figure, single_change
 from risf_core.report.latency_figures import latency_figures
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
+from risf_core.report.rate_figures import rates_figure
 from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
 from risf_core.report.sweep_figures import (
     backbones_figure,
@@ -206,6 +207,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "gain_by_object_size": size_figure(records),
         "class_gain_against_accuracy": class_gain_figure(records),
         "other_detectors": other_detectors_figure(records),
+        "learning_rates": rates_figure(records),
     }
     note = repeats_note(records)
     return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

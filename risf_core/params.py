@@ -162,11 +162,12 @@ class TinyClipParams(NotebookParams):
 LossName = Annotated[str, Field(description="bnrl, ce, ce_bg or path/to/file.py:function")]
 
 
-def _loss_files(losses: tuple[str, ...]) -> tuple[str, ...]:
+def loss_files(losses: tuple[str, ...]) -> tuple[str, ...]:
+    """The files of a user's own losses, each once."""
     return tuple(dict.fromkeys(name.rpartition(":")[0] for name in losses if ":" in name))
 
 
-def _check_losses(losses: tuple[str, ...]) -> None:
+def check_losses(losses: tuple[str, ...]) -> None:
     """ValueError for a loss that is neither one of LOSSES nor an existing ``path/to/file.py:function``."""
     for name in losses:
         path, _, function = name.rpartition(":")
@@ -181,7 +182,8 @@ def _check_losses(losses: tuple[str, ...]) -> None:
             raise ValueError(f"loss {name!r}: there is no file {project_path(path)}")
 
 
-def _check_repeats(params: Strictly, *names: str) -> None:
+def check_repeats(params: Strictly, *names: str) -> None:
+    """ValueError if one of the named parameters holds a value twice."""
     for name in names:
         values = getattr(params, name)
         if len(set(values)) < len(values):
@@ -205,7 +207,7 @@ class FewShotParams(NotebookParams):
     def _within_data(self) -> Self:
         data, pictograms = self.data, isinstance(self.data, PictogramData)
         num_seeds = data.few_shot_seeds if pictograms else data.num_seeds
-        _check_repeats(self, "seeds", "arms")
+        check_repeats(self, "seeds", "arms")
         if self.shots not in data.shots:
             raise ValueError(
                 f"shots is {self.shots}, but data.shots is {list(data.shots)}: add {self.shots} to data.shots, "
@@ -248,12 +250,12 @@ class FineTuningParams(FewShotParams):
         return f"fine_tuning-split{self.split}-{self.shots}shot{setting}"
 
     def user_files(self) -> tuple[str, ...]:
-        return _loss_files(self.losses)
+        return loss_files(self.losses)
 
     @model_validator(mode="after")
     def _known_losses(self) -> Self:
-        _check_repeats(self, "losses")
-        _check_losses(self.losses)
+        check_repeats(self, "losses")
+        check_losses(self.losses)
         return self
 
     @model_validator(mode="after")
@@ -406,7 +408,7 @@ class AblationCParams(NotebookParams):
     def _each_point_once(self) -> Self:
         for name in ("c", "label_spaces", "temperatures", "score_threshs", "fusions"):
             if getattr(self, name) is not None:
-                _check_repeats(self, name)
+                check_repeats(self, name)
                 if not getattr(self, name):
                     raise ValueError(f"{name} is empty; give a value, or null for that of the runs")
         return self

@@ -7,13 +7,20 @@ from pydantic import Field, model_validator
 from risf_core.data_params import Count, Many, PictogramData, Positive, Seed, Share, SplitNumber, Strictly
 from risf_core.params import (
     Arm,
+    BnrlParams,
     ClipSource,
     CmClipParams,
+    FewShotParams,
+    LossName,
     NotebookParams,
+    Precision,
     RunRef,
     RunRefs,
     ScoreThresh,
     SolverParams,
+    check_losses,
+    check_repeats,
+    loss_files,
 )
 
 
@@ -249,3 +256,71 @@ class RescoringControlsParams(NotebookParams):
     seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
     arm: Arm = "kshot"
     loss: str = Field("ce", description="name of the loss whose cells are taken")
+
+
+class LearningRatesParams(FewShotParams):
+    """38_learning_rates: each loss at several learning rates, to choose one for each."""
+
+    notebook: ClassVar[str] = "38_learning_rates"
+    setting: Literal["fsod"] = Field("fsod", description="over novel classes alone")
+    losses: Many[LossName] = Field(
+        ("ce", "ce_bg", "bnrl"), min_length=1, description="names or path.py:function"
+    )
+    bnrl: BnrlParams = BnrlParams()
+    rates: Many[Positive] = Field(
+        (0.005, 0.01, 0.02, 0.05, 0.1), min_length=1, description="peak learning rates; replace solver.lr"
+    )
+
+    def label(self) -> str:
+        return f"learning_rates-split{self.split}-{self.shots}shot"
+
+    def user_files(self) -> tuple[str, ...]:
+        return loss_files(self.losses)
+
+    @model_validator(mode="after")
+    def _known_losses(self) -> Self:
+        check_repeats(self, "losses", "rates")
+        check_losses(self.losses)
+        return self
+
+
+class TrainingRegimesParams(FewShotParams):
+    """39_training_regimes: BNRL against cross-entropy with frozen features, with the RPN trained, with res5 trained."""
+
+    notebook: ClassVar[str] = "39_training_regimes"
+    data: PictogramData = Field(PictogramData(), description="images of one size, whose maps are kept")
+    setting: Literal["fsod"] = "fsod"
+    arms: Many[Literal["kshot", "missing", "full"]] = Field(("missing", "full"), min_length=1)
+    solver: SolverParams = Field(
+        SolverParams(iterations=200, weight_decay=1.0e-3, precision="fp32"),
+        description="of all regimes; its lr is replaced by each of rates",
+    )
+    losses: Many[Literal["ce", "ce_bg", "bnrl"]] = Field(("ce", "bnrl"), min_length=1)
+    bnrl: BnrlParams = BnrlParams()
+    rates: dict[Literal["frozen", "rpn", "res5"], Many[Annotated[float, Field(gt=0, le=10)]]] = Field(
+        {"frozen": (0.005, 0.02, 0.05), "rpn": (0.002, 0.005, 0.01), "res5": (0.002, 0.005, 0.01)},
+        min_length=1,
+        description="regimes to train, each with its learning rates",
+    )
+    selection_base: RunRef | None = Field(
+        None, description="run of 10_base_training on whose split the rates are chosen; null: none are"
+    )
+    selection_split: SplitNumber = Field(2, description="split of selection_base")
+    selection_seeds: Many[Seed] = Field((0,), min_length=1, description="draws of that split")
+    detection_precision: Precision = Field("fp32", description="of the forward pass over the test images")
+    num_test_images: Count = Field(500, description="test images judged, the first ones")
+
+    @model_validator(mode="after")
+    def _grid_is_in_the_data(self) -> Self:
+        for regime, rates in self.rates.items():
+            if len(set(rates)) < max(1, len(rates)):
+                raise ValueError(f"rates: {regime} has a rate twice or none: {list(rates)}")
+        if self.selection_base is None:
+            return self
+        if self.selection_split == self.split:
+            raise ValueError("selection_split is split; rates are chosen on another split than the reported one")
+        if self.selection_split not in self.data.few_shot_splits:
+            raise ValueError(f"selection_split {self.selection_split} is not in data.few_shot_splits")
+        if max(self.selection_seeds) >= self.data.few_shot_seeds:
+            raise ValueError(f"selection_seeds has {max(self.selection_seeds)}, which the data does not have")
+        return self

@@ -21,6 +21,7 @@ from risf_core.report.other_detectors_tables import (
     other_detectors_table,
 )
 from risf_core.report.plan import Plan, all_cells
+from risf_core.report.rate_tables import rates_table
 from risf_core.report.statistics import (
     LOSSES,
     REPRODUCTION,
@@ -379,6 +380,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [size_table(records), class_gain_table(records), class_rule_table(records)]
     tables += [other_detectors_table(records), other_detectors_scores_table(records)]
     tables += [other_detectors_files_table(records)]
+    tables += [rates_table(records)]
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
     tables += [cost_table(records)]
     if note := repeats_note(records):

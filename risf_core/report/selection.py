@@ -32,6 +32,7 @@ NOTEBOOKS = {
     "base_training": "10_base_training",
     "tiny_clip": "12_tiny_clip",
     "latency_": "34_latency",
+    "learning_rates": "38_learning_rates",
 }
 WIDE_SPACE = "novel+base+background"
 TABLE_ENDINGS, FIGURE_ENDINGS = ("csv", "md", "tex"), ("png", "pdf", "txt")
