@@ -14,7 +14,7 @@ def rates_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawin
     if cells.empty:
         return nothing_yet(NOTEBOOK)
     places = groups(cells, ["split", "arm", "shots"])
-    losses = ordered("loss", cells["loss"])
+    losses, rates = ordered("loss", cells["loss"]), sorted(set(cells["lr"]))
     columns = min(4, len(places))
     rows = -(-len(places) // columns)
     figure, axes = panels(rows, columns, width=2.5, height=2.3, sharey=True, sharex=True)
@@ -29,6 +29,8 @@ def rates_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawin
             ax.plot(best["lr"], best["mean"], "o", markersize=11, fillstyle="none", color=look["color"])
         name = "mean over K and arms" if arm == "all" else f"{arm}, K={shots}"
         ax.set(xscale="log", title=f"split {split}, {name}")
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ax.minorticks_off()
     for ax in list(axes.flat)[len(places) :]:
         ax.set_visible(False)
     for ax in axes[-1]:
