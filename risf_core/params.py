@@ -448,3 +448,29 @@ class ResultsParams(NotebookParams):
     needs_torch: ClassVar[bool] = False
     after_all: ClassVar[bool] = True
     runs: str | None = Field(None, description="list of runs; those missing are shown as missing")
+
+
+class ExploreParams(NotebookParams):
+    """01_explore: one image at a time, its stored detections and CLIP's probabilities, with a slider over c."""
+
+    notebook: ClassVar[str] = "01_explore"
+    fine_tuning: RunRefs = Field((), description="runs of 20_fine_tuning; none finished: the demo's weights")
+    num_images: Count = Field(40, description="test images to choose from, the first ones")
+    # what is shown first, and in a run without sliders
+    split: SplitNumber | None = Field(None, description="of the cell; null: the first")
+    shots: Count | None = Field(None, description="K; null: the largest")
+    loss: str | None = Field(None, description="its name in the tables; null: the first")
+    arm: Arm | None = Field(None, description="which K-shot images; null: the first")
+    few_shot_seed: Seed | None = Field(None, description="the draw; null: the first")
+    image: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="place of the test image; null: where c changes a score most"
+    )
+    label_space: LabelSpace = Field("novel+background", description="names that compete in CLIP's softmax")
+    c: Share = Field(0.7, description="weight of the detector's score")
+    shown_c: Many[Share] = Field((1.0, 0.7, 0.3), min_length=1, max_length=5, description="of the figure")
+    draw_thresh: Share = Field(0.3, description="scores at or below it are not drawn")
+
+    @model_validator(mode="after")
+    def _each_c_once(self) -> Self:
+        check_repeats(self, "shown_c")
+        return self

@@ -122,6 +122,7 @@ def test_a_finished_list_has_nothing_to_do(smoke, monkeypatch):
 
 PICTURES = {
     "00_check_setup": 0,
+    "01_explore": 1,  # one image at a few c; the sliders stay out of a run that nobody watches
     "02_pictogram_world": 3,  # scenes, designs, K-shot images
     "10_base_training": 2,  # scenes, curves
     "12_tiny_clip": 2,  # curve, confusion
