@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas as pd
 
 from risf_core.report.backbone_tables import backbones_at_accuracy_table, backbones_cost_table
+from risf_core.report.base_class_tables import base_class_tables
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
@@ -45,6 +46,8 @@ from risf_core.report.sweep_tables import (
     tiny_clip_table,
 )
 from risf_core.report.table_format import Table, cell_text, difference_text, interval_text, readable, spread
+from risf_core.report.warned import warned
+from risf_core.report.warning_signs import with_warnings
 
 CM_CLIP_GAIN = "CM-CLIP − none"
 ROW_KEYS = ["split", "setting", "arm", "loss", "variant", "rescoring"]
@@ -189,6 +192,7 @@ def _wanted_pairs(frame: pd.DataFrame, plan: Plan) -> list[tuple]:
     return [key for key in keys if _expected_pairs(plan, key[:-1], [key[-1]])]
 
 
+@warned
 def paired_table(records: Sequence[Mapping], *, metric: str = "nAP50", plan: Plan | None = None) -> Table:
     """Paired differences of ``metric``: CM-CLIP against none, losses against ce, the user's own against ce and bnrl."""
     frame = fine_tuning_rows(records)
@@ -313,6 +317,7 @@ def wide_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
     )
 
 
+@warned
 def gfsod_table(records: Sequence[Mapping]) -> Table:
     """AP, AP50 of all, base and novel classes of the generalised detector, with and without re-scoring."""
     frame = fine_tuning_rows(records)
@@ -381,13 +386,28 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [other_detectors_table(records), other_detectors_scores_table(records)]
     tables += [other_detectors_files_table(records)]
     tables += [rates_table(records)]
+    tables += base_class_tables(records)
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
     tables += [cost_table(records)]
     if note := repeats_note(records):
         tables = [replace(table, caption=f"{table.caption}{note}") for table in tables]
     if any((record["params"].get("clip") or {}).get("path_only") for record in records if "params" in record):
         tables = [replace(table, caption=f"{table.caption} {PATH_ONLY_NOTE}") for table in tables]
-    return tables
+    return with_warnings(tables, records)
+
+
+def watched_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
+    """The tables whose own data may show a sign of failure, of nAP50 where a table has a metric."""
+    return [
+        paired_table(records, plan=plan),
+        gfsod_table(records),
+        sensitivity_c_table(records),
+        beta_omega_table(records),
+        gamma_epsilon_table(records),
+        backbones_table(records),
+        rates_table(records),
+        selection_table(records),
+    ]
 
 
 if __name__ == "__main__":

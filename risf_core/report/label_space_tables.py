@@ -8,6 +8,7 @@ import pandas as pd
 
 from risf_core.report.statistics import drop_repeats, notebook_of, rows_of, sort_cells, student_interval
 from risf_core.report.table_format import Table, difference_text, interval_text, number, readable
+from risf_core.report.warned import warned
 
 NOTEBOOK = "36_label_space"
 KEYS = ["vocabulary", "arm", "loss", "shots"]
@@ -180,6 +181,7 @@ def selection_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.
     return sort_cells(cells.assign(place=cells["what"].map(order)), [*KEYS, "place"]).drop(columns="place")
 
 
+@warned
 def selection_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
     """For each K: the paper's value, the selected one and which it is, the test oracle, and the paired gain."""
     cells, sizes = selection_cells(records, metric=metric), grid_sizes(records)

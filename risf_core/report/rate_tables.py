@@ -6,6 +6,7 @@ import pandas as pd
 
 from risf_core.report.statistics import drop_repeats, rows_of, sort_cells, student_interval
 from risf_core.report.table_format import Table, interval_text, number, spread
+from risf_core.report.warned import warned
 
 NOTEBOOK = "38_learning_rates"
 KEYS = ["split", "arm", "loss", "shots", "lr"]
@@ -47,6 +48,7 @@ def rate_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataF
     return sort_cells(data, KEYS)
 
 
+@warned
 def rates_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
     """``metric`` of each loss at each learning rate; the best of a line is marked, at an edge with an exclamation."""
     data = rate_cells(records, metric=metric)

@@ -16,6 +16,7 @@ from risf_core.report.statistics import (
     summarize_cells,
 )
 from risf_core.report.table_format import NOT_PLANNED, Table, interval_text, number, readable, spread
+from risf_core.report.warned import warned
 
 PAPER_C = 0.7  # RISF's released configuration, CMCLIP_ALPHA
 PAPER_BNRL = {
@@ -61,6 +62,7 @@ def axis_text(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:g}"
 
 
+@warned
 def sensitivity_c_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
     """``metric`` over c, the weight of the detector's score, for each label space and K."""
     frame = sensitivity_c_rows(records)
@@ -121,12 +123,14 @@ def sensitivity_bnrl_cells(
     return sort_cells(pd.DataFrame(rows, columns=columns), keys)
 
 
+@warned
 def beta_omega_table(records: Sequence[Mapping]) -> Table:
     """nAP50 over BNRL's beta and the background weight, with beta tied to 1 - alpha and with alpha fixed."""
     data = sensitivity_bnrl_cells(records, ["beta_tied", "beta_fixed_alpha"])
     return _bnrl_sweep_table("sensitivity_beta_omega", data, ["alpha", "beta"], "background_weight", "ω_bg")
 
 
+@warned
 def gamma_epsilon_table(records: Sequence[Mapping]) -> Table:
     """nAP50 over BNRL's gamma and epsilon."""
     data = sensitivity_bnrl_cells(records, ["gamma_epsilon"])
@@ -210,6 +214,7 @@ def backbone_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.D
     return sort_cells(cells.assign(place=places), ["split", "place", *keys]).drop(columns="place")
 
 
+@warned
 def backbones_table(records: Sequence[Mapping]) -> Table:
     """For each CLIP: size, accuracy on novel crops, and what CM-CLIP gains with it."""
     data = backbone_cells(records)
