@@ -17,7 +17,7 @@ export PYTHONNOUSERSITE := 1
 RUN := OMP_NUM_THREADS=1 MPLBACKEND=agg $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke studies latency demo test lint lab figures publish doctor strip clean clean-venv clean-results
+.PHONY: help setup reproduce smoke studies latency demo test lint lab figures publish report doctor strip clean clean-venv clean-results
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -63,6 +63,9 @@ figures: $(STAMP) ## tables and figures of the profile from its records alone (n
 
 publish: $(STAMP) ## copy tables, figures and records of the profile to results/published/ (to be committed)
 	@$(RUN) -m risf_core.tables --profile $(PROFILE) --publish
+
+report: $(STAMP) ## results/report.html: claims, figures, tables, executed notebooks and provenance of all profiles with records
+	@$(RUN) -m risf_core.report.html_report
 
 doctor: ## check versions, device, disk, folders, optional packages; says what mends each
 	@$(MAKE) -s --no-print-directory setup || true

@@ -294,11 +294,16 @@ def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpe
         wanted = {quantity for quantity, *_ in study_numbers(records)}
         table = table[table["what"].isin(wanted)].drop(columns=["paper", "difference"])
         return f"{to_markdown(table, is_padded=False)}\n{STUDY_NOTE} All tables and figures: `{folder}/`.\n"
-    over_all = table["what"].str.contains(", mean over K, ").any()  # not where only one K was run
-    which = "mean over K" if over_all else "K="
-    table = table[table["what"].str.contains(rf"{IN_README}{which})")]
+    table = table[in_readme(table["what"])]
     more = f"More numbers like these: [{HEADLINE}]({folder}/tables/{HEADLINE}); all tables and figures: `{folder}/`."
     return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {more}\n"
+
+
+def in_readme(quantities: pd.Series) -> pd.Series:
+    """Which of the headline the README names: of gains those over all K, or of one K where one was run."""
+    over_all = quantities.str.contains(", mean over K, ").any()
+    which = "mean over K" if over_all else "K="
+    return quantities.str.contains(rf"{IN_README}{which})")
 
 
 def update_readme(path: Path, text: str, *, name: str = "results") -> None:
