@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from risf_core.errors import RisfError
-from risf_core.report.claims_evidence import NO_RECORD, Found, ProfileNumbers, find, holm
+from risf_core.report.claims_evidence import NO_RECORD, Found, ProfileNumbers, find
 from risf_core.report.claims_file import FILE, ORDER_RULES, Claim, ClaimsFile, Family, read_claims
+from risf_core.report.crossed import holm, holm_levels, minimum_detectable_effect
 from risf_core.report.table_format import number
 from risf_core.runs.yaml_files import project_root
 
@@ -40,7 +42,8 @@ class EvidenceRow:
         n: How many values stand behind it.
         p: Two-sided p of a mean of 0; NaN where nothing was tested.
         holm_p: The same after Holm's correction over the family; NaN outside the family.
-        mde: Smallest effect that would have been seen with a power of 0.8; NaN where nothing was tested.
+        mde: Smallest effect that would have been seen with a power of 0.8 at the corrected level; NaN where nothing was
+            tested.
         lies: How it lies to 0 after the correction: above 0, below 0, undecided, near 0, ...; "" where 0 is no matter.
         is_met: Whether it is as the rule expects; None where there is no record or it is judged with others alone.
         is_underpowered: Whether its half-width exceeds what the file calls underpowered.
@@ -133,10 +136,23 @@ def evaluate_claims(
             source = sources[evidence.profile]
             place = claim.id, evidence.key()
             found[place] = find(evidence, source, notebooks=claim.notebook, where=claim.id)
-    family = claims.family_keys()
-    p_values = {key: one.p for (_, key), one in found.items() if key in family and one.is_there}
-    adjusted = holm(p_values, size=len(family))
-    return [_evaluate(claim, claims.family, found, adjusted) for claim in claims.all()]
+    tests = _corrected(claims, {key: one.p for (_, key), one in found.items() if one.is_there})
+    return [_evaluate(claim, claims.family, found, tests) for claim in claims.all()]
+
+
+class Corrected(NamedTuple):
+    """A test within the family: its p after the correction, and the level at which its own p was tested."""
+
+    p: float
+    level: float
+
+
+def _corrected(claims: ClaimsFile, p_values: Mapping[str, float]) -> dict[str, Corrected]:
+    """Holm over the whole family; a number without a record counts as p = 1, so that it makes no other p smaller."""
+    keys = claims.family_keys()
+    values = [p_values.get(key, 1.0) for key in keys]
+    levels = holm_levels(values, alpha=claims.family.alpha)
+    return {key: Corrected(p, level) for key, p, level in zip(keys, holm(values), levels, strict=True)}
 
 
 def numbers_of(profile: str, records: Sequence[Mapping]) -> ProfileNumbers:
@@ -147,7 +163,7 @@ def numbers_of(profile: str, records: Sequence[Mapping]) -> ProfileNumbers:
 
 
 def _evaluate(
-    claim: Claim, family: Family, found: Mapping[tuple[str, str], Found], adjusted: Mapping[str, float]
+    claim: Claim, family: Family, found: Mapping[tuple[str, str], Found], tests: Mapping[str, Corrected]
 ) -> ClaimResult:
     if claim.kind == "published":
         rows = tuple(_published_row(value) for value in claim.values)
@@ -155,8 +171,8 @@ def _evaluate(
     rows = []
     for evidence, expected in zip(claim.evidence, claim.expectations(), strict=True):
         one = found[claim.id, evidence.key()]
-        holm_p = adjusted.get(evidence.key(), math.nan) if expected in ("above", "below") else math.nan
-        rows.append(_judge(evidence.name(), evidence.profile, one, expected, holm_p, family))
+        test = tests[evidence.key()] if expected in ("above", "below") else None
+        rows.append(_judge(evidence.name(), evidence.profile, one, expected, test, family))
     verdict, reason = _verdict(claim, rows, family)
     return ClaimResult(claim, verdict, " ".join(filter(None, (reason, claim.reason))), tuple(rows))
 
@@ -170,7 +186,7 @@ def _published_row(value) -> EvidenceRow:
 
 
 def _judge(
-    text: str, profile: str, one: Found, expected: str | None, holm_p: float, family: Family
+    text: str, profile: str, one: Found, expected: str | None, test: Corrected | None, family: Family
 ) -> EvidenceRow:
     if not one.is_there:
         return EvidenceRow(text, profile, NO_RECORD)
@@ -178,8 +194,8 @@ def _judge(
     if expected == "near":
         is_near = abs(one.mean) + one.half_width < family.smallest_relevant  # False without an interval
         lies, is_met = (NO_INTERVAL if math.isnan(one.half_width) else NEAR if is_near else NOT_NEAR), is_near
-    elif expected:
-        lies = _sign(one, holm_p, family.alpha)
+    elif test:
+        lies = _sign(one, test.p, family.alpha)
         is_met = lies == {"above": ABOVE, "below": BELOW}[expected]
     return EvidenceRow(
         text=text,
@@ -188,9 +204,9 @@ def _judge(
         mean=one.mean,
         half_width=one.half_width,
         n=one.n,
-        p=one.p if expected in ("above", "below") else math.nan,
-        holm_p=holm_p,
-        mde=one.mde if expected else math.nan,
+        p=one.p if test else math.nan,
+        holm_p=test.p if test else math.nan,
+        mde=minimum_detectable_effect(one.standard_error, one.df, alpha=test.level) if test else math.nan,
         lies=lies,
         is_met=is_met,
         is_underpowered=bool(expected) and one.half_width > family.underpowered_above,

@@ -18,7 +18,6 @@ from risf_core.runs.yaml_files import nearest
 
 EFFECTS_TABLE = "claims_effects"
 EFFECT_KEYS = ("effect", "loss", "arm", "shots")
-POWER = 0.8  # at which the smallest effect that could have been seen is given
 NO_RECORD = "no record yet"
 
 
@@ -32,7 +31,8 @@ class Found:
         half_width: Half the width of its 95 % interval; NaN where it has none.
         n: How many values stand behind it.
         p: Two-sided p of a mean of 0; NaN without an interval.
-        mde: Smallest effect that would have been seen with a power of 0.8; NaN without an interval.
+        standard_error: Of the mean; NaN without an interval.
+        df: Degrees of freedom of its t statistic; NaN without an interval.
         run_ids: Its records.
     """
 
@@ -41,7 +41,8 @@ class Found:
     half_width: float = math.nan
     n: int = 0
     p: float = math.nan
-    mde: float = math.nan
+    standard_error: float = math.nan
+    df: float = math.nan
     run_ids: tuple[str, ...] = ()
 
     @property
@@ -50,24 +51,14 @@ class Found:
         return self.mean is not None
 
 
-def student_p(mean: float, half_width: float, n: int) -> float:
-    """Two-sided p of Student's t test of a mean of 0, from the mean's 95 % interval; NaN without one."""
+def student_test(mean: float, half_width: float, n: int) -> tuple[float, float, float]:
+    """Two-sided p, standard error and degrees of freedom of a mean, from its 95 % interval; all NaN without one."""
     if n < 2 or math.isnan(half_width):
-        return math.nan
-    if half_width == 0:
-        return 1.0 if mean == 0 else 0.0
-    t = abs(mean) / half_width * stdtrit(n - 1, 0.5 + CONFIDENCE / 2)
-    return float(2 * stdtr(n - 1, -t))
-
-
-def smallest_visible(half_width: float, n: int) -> float:
-    """Smallest effect that this test would have called different from 0 in 80 % of repeats; NaN without an interval.
-
-    The t quantiles of level and power added, times the standard error: the usual approximation.
-    """
-    if n < 2 or math.isnan(half_width):
-        return math.nan
-    return float(half_width * (1 + stdtrit(n - 1, POWER) / stdtrit(n - 1, 0.5 + CONFIDENCE / 2)))
+        return math.nan, math.nan, math.nan
+    error = half_width / float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+    if error == 0:
+        return (1.0 if mean == 0 else 0.0), error, n - 1
+    return float(2 * stdtr(n - 1, -abs(mean) / error)), error, n - 1
 
 
 @dataclass
@@ -153,8 +144,8 @@ def _quantity(evidence: Evidence, source: ProfileNumbers, notebooks: Sequence[st
         )
     mean, n = float(row["mean"]), int(row["n"])
     half_width = math.nan if row["half_width"] is None else float(row["half_width"])
-    p, mde = student_p(mean, half_width, n), smallest_visible(half_width, n)
-    return Found(row["value"], mean, half_width, n, p, mde, tuple(row["run_ids"]))
+    test = student_test(mean, half_width, n)
+    return Found(row["value"], mean, half_width, n, *test, tuple(row["run_ids"]))
 
 
 def _named_row(evidence: Evidence, source: ProfileNumbers) -> tuple[pd.DataFrame, dict, str]:
@@ -195,16 +186,16 @@ def _found(row: pd.Series, mean: str, half: str | None, count: str | None, sourc
     if n == 0 or math.isnan(value):
         return Found(NO_RECORD)
     text = interval_text(value, half_width, sign=is_effect) if half else number(value)
-    p, mde = student_p(value, half_width, n), smallest_visible(half_width, n)
-    if is_effect:
-        p, mde = float(row["p"]), float(row["mde"])
+    test = student_test(value, half_width, n)
+    if is_effect:  # its interval holds base models and draws, so that n - 1 is not its degrees of freedom
+        test = tuple(float(row[column]) for column in ("p", "standard_error", "df"))
     runs = row.get("run_ids")
     if isinstance(runs, str):
         runs = tuple(runs.split())
     elif not isinstance(runs, tuple | list):
         single = row.get("run_id")
         runs = [single] if isinstance(single, str) else runs_of(source.records, notebooks)
-    return Found(text, value, half_width, n, p, mde, tuple(runs))
+    return Found(text, value, half_width, n, *test, tuple(runs))
 
 
 def _same(found: object, wanted: object) -> bool:
@@ -221,21 +212,3 @@ def _plain(value: object) -> str:
 def runs_of(records: Sequence[Mapping], notebooks: Sequence[str]) -> tuple[str, ...]:
     """Run ids of these notebooks' records, sorted."""
     return tuple(sorted(record["run_id"] for record in records if notebook_of(record) in notebooks))
-
-
-def holm(p_values: Mapping[str, float], *, size: int) -> dict[str, float]:
-    """Holm's adjusted p of each test of a family.
-
-    Args:
-        p_values: p by key; NaN is a test that could not be made, and stays NaN.
-        size: Number of tests in the family, those without a record too, which makes the others no smaller.
-
-    Returns:
-        The adjusted p by key, at most 1, monotone in p.
-    """
-    known = sorted((p, key) for key, p in p_values.items() if not math.isnan(p))
-    adjusted, largest = dict.fromkeys(p_values, math.nan), 0.0
-    for place, (p, key) in enumerate(known):
-        largest = max(largest, min(1.0, (size - place) * p))
-        adjusted[key] = largest
-    return adjusted
