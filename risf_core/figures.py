@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from risf_core.report.backbone_figures import backbones_at_accuracy_figure
+from risf_core.report.base_class_figures import base_class_figures
 from risf_core.report.control_figures import class_gain_figure, controls_figure, size_figure
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
@@ -207,6 +208,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "gain_by_object_size": size_figure(records),
         "class_gain_against_accuracy": class_gain_figure(records),
         "other_detectors": other_detectors_figure(records),
+        **base_class_figures(records),
         "learning_rates": rates_figure(records),
     }
     note = repeats_note(records)

@@ -324,3 +324,42 @@ class TrainingRegimesParams(FewShotParams):
         if max(self.selection_seeds) >= self.data.few_shot_seeds:
             raise ValueError(f"selection_seeds has {max(self.selection_seeds)}, which the data does not have")
         return self
+
+
+class BaseClassesParams(NotebookParams):
+    """41_base_classes: gFSOD with novel, base or all classes re-scored, what is confused with what, and a gallery."""
+
+    notebook: ClassVar[str] = "41_base_classes"
+    gfsod: RunRefs = Field(min_length=1, description="runs of 20_fine_tuning of the setting gfsod")
+    fsod: RunRefs = Field(
+        (), description="runs of 20_fine_tuning of the setting fsod: the gallery; none: no gallery"
+    )
+    clip: ClipSource
+    cm_clip: CmClipParams = Field(
+        CmClipParams(label_spaces=("novel+background",)),
+        description="the paper's values, and how crops are made",
+    )
+    label_spaces: Many[Literal["rescored+background", "all+background"]] = Field(
+        ("rescored+background", "all+background"),
+        min_length=1,
+        description="names in the softmax: of the re-scored classes (novel alone: the paper's), or of all",
+    )
+    c: Many[Share] = Field((0.5, 0.7, 0.9), min_length=1, description="weights of the detector")
+    arm: Arm = "kshot"
+    losses: Many[str] = Field(("ce", "bnrl"), min_length=1, description="names of the losses taken")
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    gallery_loss: str = Field("ce", description="of the gallery")
+    gallery_images: int = Field(4, ge=1, le=8, description="largest gains shown, and as many losses")
+
+    @model_validator(mode="after")
+    def _each_once_and_the_paper(self) -> Self:
+        check_repeats(self, "label_spaces", "c", "losses")
+        if self.cm_clip.c not in self.c:
+            raise ValueError(
+                f"c lacks {self.cm_clip.c:g}, the value of cm_clip, whose classes are told apart"
+            )
+        if "rescored+background" not in self.label_spaces:
+            raise ValueError(
+                "label_spaces lacks rescored+background, the paper's where novel classes are re-scored"
+            )
+        return self

@@ -51,11 +51,13 @@ class Boxes:
         boxes: [N, 4], corners in pixels of the picture.
         names: N texts, or nothing.
         kind: A key of ``BOX_LOOKS``, which sets colour and line.
+        linewidth: In points.
     """
 
     boxes: np.ndarray
     names: Sequence[str] = ()
     kind: str = "truth"
+    linewidth: float = 1.3
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,8 @@ def draw_picture(ax: Axes, picture: Picture) -> None:
     for layer in picture.layers:
         look = BOX_LOOKS[layer.kind]
         for place, (x1, y1, x2, y2) in enumerate(np.asarray(layer.boxes, dtype=float).reshape(-1, 4)):
-            box = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.3, **look)
-            box.set_path_effects([withStroke(linewidth=2.6, foreground="white")])
+            box = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=layer.linewidth, **look)
+            box.set_path_effects([withStroke(linewidth=2 * layer.linewidth, foreground="white")])
             ax.add_patch(box)
             if len(layer.names):
                 patch = {"facecolor": look["edgecolor"], "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
@@ -301,7 +303,7 @@ def before_after_figure(
         record = records[image_id]
         for row, (detections, when) in enumerate(((before, "before"), (after, "after"))):
             shown = detections.keep((detections.image_ids == image_id) & (detections.scores > score_thresh))
-            layers = (_truth(record, data), *_judged(shown.top(max_per_image), record, data))
+            layers = (_truth(record, data), *judged_boxes(shown.top(max_per_image), record, data))
             draw_picture(axes[row, place], Picture(read_rgb(record), f"{when}, image {image_id}", layers))
     figure.legend(handles=box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
     spread_names(figure)
@@ -335,7 +337,7 @@ def judged_pictures(
     pictures = []
     for record in [record for record in data.images if not record.is_crowd.all()][:count]:
         own = detections.keep((detections.image_ids == record.image_id) & (detections.scores > score_thresh))
-        layers = (_truth(record, data), *_judged(own.top(max_per_image), record, data))
+        layers = (_truth(record, data), *judged_boxes(own.top(max_per_image), record, data))
         pictures.append(Picture(read_rgb(record), f"image {record.image_id}", layers))
     return pictures
 
@@ -345,7 +347,7 @@ def _truth(record: ImageRecord, data: DetectionData) -> Boxes:
     return Boxes(record.boxes[~record.is_crowd], (), "truth")
 
 
-def _judged(detections: Detections, record: ImageRecord, data: DetectionData) -> tuple[Boxes, Boxes]:
+def judged_boxes(detections: Detections, record: ImageRecord, data: DetectionData) -> tuple[Boxes, Boxes]:
     """The detections of one image as wrong and right ones; right: IoU of 0.5 or more with an object of the class."""
     truth_names = np.array([data.class_names[label] for label in record.labels], dtype=object)
     names = np.array([detections.class_names[label] for label in detections.labels], dtype=object)

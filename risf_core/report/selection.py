@@ -32,6 +32,8 @@ NOTEBOOKS = {
     "base_training": "10_base_training",
     "tiny_clip": "12_tiny_clip",
     "latency_": "34_latency",
+    "base_classes_": "41_base_classes",
+    "novel_confusions": "41_base_classes",
     "learning_rates": "38_learning_rates",
 }
 WIDE_SPACE = "novel+base+background"

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from risf_core.report.base_class_tables import RESCORED_TEXTS, SPACE_TEXTS, paper_c, rescored_cells
 from risf_core.report.control_tables import CONTROL_TEXTS, control_cells, rule_cells
 from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
@@ -21,6 +22,7 @@ def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
         *_label_spaces(records),
         *_controls(records),
         *_rule(records),
+        *_base_classes(records),
         *_other_detectors(records),
         *_latency(records),
     ]
@@ -74,6 +76,30 @@ def _rule(records: Sequence[Mapping]) -> list[tuple]:
             text = f"{text}; less always: {paired}"
         fields = row.n, notebook, _runs(records, notebook), row.gain, row.half_width
         rows.append((quantity, text, *fields))
+    return rows
+
+
+def _base_classes(records: Sequence[Mapping]) -> list[tuple]:
+    """gFSOD: the change of novel, base and all AP with the paper's classes and with base classes re-scored, too."""
+    notebook, cells = "41_base_classes", rescored_cells(records)
+    cells = cells[(cells["shots"] == SHOTS) & (cells["c"] == paper_c(records))]
+    rows, named = [], {"n": ("novel",), "b": ("base", "both"), "": ("novel", "both")}
+    for row in cells.to_dict("records"):
+        for prefix in (prefix for prefix, ways in named.items() if row["rescored"] in ways):
+            if row["rescored"] == "novel" and row["label_space"] == "all+background":
+                continue  # the wider labels have a study of their own
+            fields = (
+                row[f"{prefix}change"],
+                row[f"{prefix}change_half_width"],
+                int(row[f"{prefix}up"]),
+                row["n"],
+            )
+            what = (
+                f"{RESCORED_TEXTS[row['rescored']]} classes re-scored among {SPACE_TEXTS[row['label_space']]}"
+            )
+            quantity = f"gfsod, {what}: change of {prefix}AP, K={SHOTS}, {row['loss']}"
+            text, runs = difference_text(*fields, "complete", 0), _runs(records, notebook)
+            rows.append((quantity, text, row["n"], notebook, runs, *fields[:2]))
     return rows
 
 
