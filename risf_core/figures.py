@@ -28,6 +28,7 @@ from risf_core.report.figure_style import (
 )
 from risf_core.report.label_space_figures import selection_figure, single_changes_figure
 from risf_core.report.latency_figures import latency_figures
+from risf_core.report.missing_figures import missing_figures
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.rate_figures import rates_figure
@@ -210,6 +211,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "other_detectors": other_detectors_figure(records),
         **base_class_figures(records),
         "learning_rates": rates_figure(records),
+        **missing_figures(records),
     }
     note = repeats_note(records)
     return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

@@ -4,13 +4,24 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from risf_core.data_params import Count, Many, PictogramData, Positive, Seed, Share, SplitNumber, Strictly
+from risf_core.data_params import (
+    Count,
+    Many,
+    NotNegative,
+    PictogramData,
+    Positive,
+    Seed,
+    Share,
+    SplitNumber,
+    Strictly,
+)
 from risf_core.params import (
     Arm,
     BnrlParams,
     ClipSource,
     CmClipParams,
     FewShotParams,
+    HeadParams,
     LossName,
     NotebookParams,
     Precision,
@@ -318,11 +329,82 @@ class TrainingRegimesParams(FewShotParams):
         if self.selection_base is None:
             return self
         if self.selection_split == self.split:
-            raise ValueError("selection_split is split; rates are chosen on another split than the reported one")
+            raise ValueError(
+                "selection_split is split; rates are chosen on another split than the reported one"
+            )
         if self.selection_split not in self.data.few_shot_splits:
             raise ValueError(f"selection_split {self.selection_split} is not in data.few_shot_splits")
         if max(self.selection_seeds) >= self.data.few_shot_seeds:
             raise ValueError(f"selection_seeds has {max(self.selection_seeds)}, which the data does not have")
+        return self
+
+
+class MissingAnnotationsParams(NotebookParams):
+    """33_missing_annotations: the losses as annotations go missing, BNRL's weights and BNRL's parts."""
+
+    notebook: ClassVar[str] = "33_missing_annotations"
+    base: RunRef = Field(description="run of 10_base_training that is reported")
+    select_base: RunRef = Field(description="run of 10_base_training, of another split, to choose on")
+    rates: RunRefs = Field(min_length=1, description="runs of 38_learning_rates: each loss's learning rate")
+    shots: Count = Field(5, description="K, boxes per class")
+    seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws that are reported")
+    select_seeds: Many[Seed] = Field((0, 1, 2), min_length=1, description="draws to choose on")
+    arms: Many[Arm] = Field(
+        ("missing", "full", "kshot"),
+        min_length=2,
+        description="images with objects left out; the same with all of them; others, to compare",
+    )
+    losses: Many[Literal["ce", "ce_bg", "bnrl"]] = Field(("ce", "ce_bg", "bnrl"), min_length=1)
+    fractions: Many[Share] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=2, description="shares of the further objects that are known"
+    )
+    bnrl: BnrlParams = Field(BnrlParams(), description="the fixed loss")
+    betas: Many[NotNegative] = Field((0.2, 0.8, 3.2), min_length=1, description="weights to choose from")
+    background_weights: Many[NotNegative] = Field((0.05, 0.2, 1.0), min_length=1)
+    components: Many[Literal["focal", "focal_mirror", "focal_omega"]] = Field(
+        ("focal", "focal_mirror", "focal_omega"), min_length=1, description="parts of the loss"
+    )
+    component_rates: Many[Positive] = Field(
+        (0.02, 0.05, 0.2, 0.5), min_length=1, description="learning rates of the parts to choose from"
+    )
+    component_fractions: Many[Share] = Field((0.0, 1.0), min_length=1, description="shares for the parts")
+    head: HeadParams = HeadParams()
+    solver: SolverParams = SolverParams(iterations=300, lr=0.02, weight_decay=1.0e-3, precision="fp32")
+    score_thresh: ScoreThresh = 0.05
+
+    def few_shot_params(self, split: int, *, role: str) -> FewShotParams:
+        """What a fine-tuning of this study takes, on the base model of one role ("reported" or "selection")."""
+        shared = ("profile", "data", "seed", "device", "num_threads", "shots", "arms", "head", "solver")
+        own = {name: getattr(self, name) for name in (*shared, "score_thresh")}
+        is_reported = role == "reported"
+        return FewShotParams(
+            **own,
+            split=split,
+            seeds=self.seeds if is_reported else self.select_seeds,
+            base=self.base if is_reported else self.select_base,
+        )
+
+    @model_validator(mode="after")
+    def _cells_are_in_the_data(self) -> Self:
+        for role in ("reported", "selection"):  # FewShotParams checks K, draws and arms against the data
+            self.few_shot_params(getattr(self.data, "few_shot_splits", (1,))[0], role=role)
+        return self
+
+    @model_validator(mode="after")
+    def _grids_hold_what_is_compared(self) -> Self:
+        check_repeats(
+            self,
+            *("losses", "fractions", "betas", "background_weights"),
+            *("components", "component_rates", "component_fractions"),
+        )
+        if 0.0 not in self.fractions:
+            raise ValueError(f"fractions is {list(self.fractions)}; expected 0 among them, as drawn")
+        if unknown := set(self.component_fractions) - set(self.fractions):
+            raise ValueError(f"component_fractions has {unknown.pop():g}, which is not in fractions")
+        beta = round(1 - self.bnrl.alpha, 6) if self.bnrl.beta is None else self.bnrl.beta
+        for name, value in (("betas", beta), ("background_weights", self.bnrl.background_weight)):
+            if value not in getattr(self, name):
+                raise ValueError(f"{name} lacks {value:g}, the fixed loss's, to which the choice is compared")
         return self
 
 

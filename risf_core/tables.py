@@ -16,6 +16,8 @@ from risf_core.report.control_tables import class_gain_table, class_rule_table, 
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
 from risf_core.report.latency_tables import latency_tables
+from risf_core.report.missing_part_tables import components_table, images_table
+from risf_core.report.missing_tables import fraction_table, map_table
 from risf_core.report.other_detectors_tables import (
     other_detectors_files_table,
     other_detectors_scores_table,
@@ -386,6 +388,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [other_detectors_table(records), other_detectors_scores_table(records)]
     tables += [other_detectors_files_table(records)]
     tables += [rates_table(records)]
+    tables += [fraction_table(records), map_table(records), components_table(records), images_table(records)]
     tables += base_class_tables(records)
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
     tables += [cost_table(records)]

@@ -35,6 +35,10 @@ NOTEBOOKS = {
     "base_classes_": "41_base_classes",
     "novel_confusions": "41_base_classes",
     "learning_rates": "38_learning_rates",
+    "missing_fraction": "33_missing_annotations",
+    "missing_map": "33_missing_annotations",
+    "missing_components": "33_missing_annotations",
+    "missing_clean": "33_missing_annotations",
 }
 WIDE_SPACE = "novel+base+background"
 TABLE_ENDINGS, FIGURE_ENDINGS = ("csv", "md", "tex"), ("png", "pdf", "txt")

@@ -8,6 +8,7 @@ from risf_core.report.base_class_tables import RESCORED_TEXTS, SPACE_TEXTS, pape
 from risf_core.report.control_tables import CONTROL_TEXTS, control_cells, rule_cells
 from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
+from risf_core.report.missing_tables import SAME, TREATMENTS, fraction_cells, map_cells
 from risf_core.report.other_detectors_tables import WAYS, gains, name_of
 from risf_core.report.statistics import notebook_of
 from risf_core.report.table_format import difference_text, interval_text, number
@@ -23,6 +24,7 @@ def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
         *_controls(records),
         *_rule(records),
         *_base_classes(records),
+        *_missing_annotations(records),
         *_other_detectors(records),
         *_latency(records),
     ]
@@ -100,6 +102,34 @@ def _base_classes(records: Sequence[Mapping]) -> list[tuple]:
             quantity = f"gfsod, {what}: change of {prefix}AP, K={SHOTS}, {row['loss']}"
             text, runs = difference_text(*fields, "complete", 0), _runs(records, notebook)
             rows.append((quantity, text, row["n"], notebook, runs, *fields[:2]))
+    return rows
+
+
+def _missing_annotations(records: Sequence[Mapping]) -> list[tuple]:
+    """bnrl against ce, and each against itself, at the ends of the known share; the regret of the fixed weights."""
+    notebook = "33_missing_annotations"
+    runs, cells, regrets = _runs(records, notebook), fraction_cells(records), map_cells(records)
+    cells = cells[(cells["shots"] == SHOTS) & (cells["treatment"] == "ignored")]
+    shares = [share for share in dict.fromkeys(cells["fraction"]) if "last" not in share]
+    rows = []
+    for row in cells.itertuples():
+        is_end = row.fraction in (*shares[:1], *shares[-1:])
+        if row.what == "bnrl − ce" and is_end:
+            where = f"known share {row.fraction} of the missing annotations"
+        elif row.what in ("ce", "bnrl", "bnrl − ce") and row.fraction not in shares:
+            where = f"known share {shares[-1]} less {shares[0]}"
+        else:
+            continue
+        quantity = f"{row.what}, nAP50, K={SHOTS}, {where}, {TREATMENTS['ignored']}"
+        rows.append((quantity, _gain(row), row.n, notebook, runs, row.mean, row.half_width))
+    for row in regrets[regrets["shots"] == SHOTS].itertuples():
+        fields = row.regret, row.regret_half_width
+        text = SAME if row.is_fixed else difference_text(*fields, int(row.up), row.n, "complete", 0)
+        quantity = (
+            f"regret of the fixed β, ω_bg, nAP50, K={SHOTS}, known share {row.fraction:g}: less than {row.beta:g}, "
+            f"{row.background_weight:g}, chosen on split {row.select_split}"
+        )
+        rows.append((quantity, text, row.n, notebook, runs, *fields))
     return rows
 
 
