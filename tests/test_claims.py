@@ -70,7 +70,19 @@ class MadeNumbers(ProfileNumbers):
                 "mean": mean,
                 "half_width": half,
             }
-            | {"n": 90, "p": p, "standard_error": half / 2, "df": 20.0, "run_ids": "a b c"}
+            | {
+                "n": 90,
+                "splits": 3,
+                "bases": 3,
+                "draws": 10,
+                "clips": 0,
+                "left_out": 0,
+                "method": "crossed",
+                "p": p,
+                "standard_error": half / 2,
+                "df": 20.0,
+                "run_ids": "a b c",
+            }
             for shots, mean, half, p in ((1, 2.0, 0.5, 1e-6), (10, 0.3, 0.5, 0.2), ("all", 1.0, 0.4, 1e-4))
         ]
     )
@@ -216,6 +228,7 @@ def test_an_effect_has_its_own_p_and_degrees_of_freedom(tmp_path):
     (result,) = judge(tmp_path, effect(shots=1))
     row = result.rows[0]
     assert (result.verdict, row.value, row.n, row.p) == ("reproduced", "+2.0 ± 0.5", 90, 1e-6)
+    assert row.count == "3 × 3 × 10" and evidence_table(result)["n"].tolist() == ["3 × 3 × 10"]
     assert row.text == "bnrl − ce, missing, K=1" and row.run_ids == ("a", "b", "c")
     assert row.links == (("3 records", "results/published/mini/records/"),)
     (result,) = judge(tmp_path, effect(shots=10))

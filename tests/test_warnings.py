@@ -15,12 +15,12 @@ from risf_core.report.warning_signs import (
     LOW_ACCURACY,
     WARNING,
     bnrl_effects_below_ce,
+    caption_warnings,
     edges_of_rates,
     edges_of_selection,
     edges_of_temperature,
     headline_too_wide,
     named,
-    rescored_base_classes_fall,
     warning_sentences,
     with_warnings,
 )
@@ -94,17 +94,6 @@ def test_base_ap_that_falls_under_rescoring_is_said():
     )
     assert "bAP −" not in caption  # the other metric did not fall
     assert WARNING not in gfsod_table(gfsod(0.0)).caption and WARNING not in gfsod_table(gfsod(-1.5)).caption
-
-
-def test_rescored_base_classes_are_counted_apart_from_those_that_hold():
-    cells = pd.DataFrame(
-        {"split": 1, "arm": "kshot", "loss": "ce", "shots": 5, "label_space": "all+background", "c": 0.7}
-        | {"rescored": ["none", "novel", "base", "both"], "bchange": [0.0, 0.0, -4.0, -0.3]}
-        | {"bchange_half_width": [0.0, 0.0, 1.0, 0.5]}
-    )
-    (sign,) = rescored_base_classes_fall(cells)
-    assert "in 1 of 3 cases: −4.0 ± 1.0 with base classes re-scored" in sign.text
-    assert not rescored_base_classes_fall(cells.assign(bchange=0.1))
 
 
 def c_curve(values: dict[float, float]) -> list[dict]:
@@ -244,6 +233,14 @@ def test_no_warning_is_said_twice_and_tables_without_a_sign_stay():
         assert len(set(warnings)) == len(warnings)
     cost = next(table for table in all_tables(records) if table.name == "cost")
     assert WARNING not in cost.caption
+
+
+def test_the_headline_has_the_warnings_of_captions_with_their_tables():
+    caption = f"Text. {WARNING} a falls by 4.9 ± 3.7 (K=5). {WARNING} b lies at the edge."
+    assert caption_warnings(caption) == ["a falls by 4.9 ± 3.7 (K=5).", "b lies at the edge."]
+    texts = warning_sentences([fine_tuning_record(two_by_two(bnrl=-3.0, spread=0.2)), *backbone(52.5)])
+    assert any(text.startswith("BNRL is below") and text.endswith("(table paired_nAP50).") for text in texts)
+    assert any("tiny: 52.5 % (table backbones)." in text for text in texts)
 
 
 def test_a_profile_without_signs_has_no_sentence():

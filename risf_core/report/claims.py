@@ -40,6 +40,7 @@ class EvidenceRow:
         mean: The number; None where there is no record.
         half_width: Half the width of its 95 % interval; NaN without one.
         n: How many values stand behind it.
+        count: The same as a reader sees it: a number, or splits × base models × draws × CLIPs.
         p: Two-sided p of a mean of 0; NaN where nothing was tested.
         holm_p: The same after Holm's correction over the family; NaN outside the family.
         mde: Smallest effect that would have been seen with a power of 0.8 at the corrected level; NaN where nothing was
@@ -66,6 +67,7 @@ class EvidenceRow:
     is_underpowered: bool = False
     run_ids: tuple[str, ...] = ()
     links: tuple[tuple[str, str], ...] = ()
+    count: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ def _judge(
         is_underpowered=bool(expected) and one.half_width > family.underpowered_above,
         run_ids=one.run_ids,
         links=record_links(profile, one.run_ids),
+        count=one.count or str(one.n),
     )
 
 
@@ -308,6 +311,16 @@ def published_records(profiles: Sequence[str]) -> dict[str, list[dict]]:
         profile: load_records(folder) if any(folder.glob("*.json")) else []
         for profile, folder in folders.items()
     }
+
+
+def refresh_page() -> Path | None:
+    """Write ``claims.md`` anew from ``claims.yaml`` and the published records; None in a project without that file."""
+    from risf_core.report.claims_page import write_page  # which names the types above
+
+    if not (project_root() / FILE).is_file():
+        return None
+    claims = read_claims()
+    return write_page(claims, published_records(claims.profiles()), project_root() / PAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

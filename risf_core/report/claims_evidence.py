@@ -30,6 +30,7 @@ class Found:
         mean: The number; None where there is no record.
         half_width: Half the width of its 95 % interval; NaN where it has none.
         n: How many values stand behind it.
+        count: The same as a reader sees it, such as splits × base models × draws × CLIPs.
         p: Two-sided p of a mean of 0; NaN without an interval.
         standard_error: Of the mean; NaN without an interval.
         df: Degrees of freedom of its t statistic; NaN without an interval.
@@ -44,6 +45,7 @@ class Found:
     standard_error: float = math.nan
     df: float = math.nan
     run_ids: tuple[str, ...] = ()
+    count: str = ""
 
     @property
     def is_there(self) -> bool:
@@ -195,7 +197,14 @@ def _found(row: pd.Series, mean: str, half: str | None, count: str | None, sourc
     elif not isinstance(runs, tuple | list):
         single = row.get("run_id")
         runs = [single] if isinstance(single, str) else runs_of(source.records, notebooks)
-    return Found(text, value, half_width, n, *test, tuple(runs))
+    return Found(text, value, half_width, n, *test, tuple(runs), effect_count(row) if is_effect else "")
+
+
+def effect_count(row: pd.Series) -> str:
+    """``3 × 3 × 10 × 2``: splits, base models, draws and CLIPs of an effect, as its table has it."""
+    from risf_core.report.crossed_tables import count_text
+
+    return count_text(row)
 
 
 def _same(found: object, wanted: object) -> bool:

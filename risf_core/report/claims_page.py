@@ -137,7 +137,7 @@ def evidence_table(result: ClaimResult) -> pd.DataFrame:
                 "what": row.text,
                 "profile": row.profile,
                 "measured": row.value,
-                "n": str(row.n) if row.mean is not None else "",
+                "n": row.count,
                 "p": p_text(row.p),
                 "p (Holm)": p_text(row.holm_p),
                 "smallest effect visible": number(row.mde) if row.lies == UNDECIDED else "",
@@ -177,5 +177,5 @@ def how_to_read(claims: ClaimsFile) -> str:
         f"interval within ± {family.smallest_relevant:g}, the smallest difference that matters. *Underpowered*: the "
         f"half-width is above {family.underpowered_above:g} {family.metric}. A question is answered *no* where the "
         "intervals leave no effect that matters, *in part* where some numbers are as expected and the rest excluded, "
-        "*unclear* otherwise."
+        "*unclear* otherwise. The table claims_effects corrects over its own effects, so that its p (Holm) may differ."
     )

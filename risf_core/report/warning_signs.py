@@ -4,6 +4,7 @@ Base AP falls under re-scoring; BNRL below cross-entropy; an optimum at the edge
 enough for the novel classes; differences too wide to tell. Pure functions; imports no torch.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ WARNING = "WARNING:"
 # Crop accuracy among the novel names, in percent. Of the 12 CLIPs of the study of backbones, each trained to three
 # lengths, all below 61 % lost novel AP and all above 75 % gained (results/published/studies/tables/backbones.md).
 LOW_ACCURACY = 70.0
+NOT_IN_HEADLINE = "differences are underpowered"  # of a table: the headline names its own
 MOST_NAMED = 4  # cells in one sentence
 EDGE_AXES = {  # table of a sweep: its axes and the columns that separate its curves
     "sensitivity_beta_omega": (("beta", "β"), ("background_weight", "ω_bg")),
@@ -95,22 +97,6 @@ def base_classes_fall(records: Sequence[Mapping]) -> list[Sign]:
     return [Sign("base classes", ("gfsod",), f"base AP falls under re-scoring: {named(cells)}.")]
 
 
-def rescored_base_classes_fall(data: pd.DataFrame) -> list[Sign]:
-    """The paper's failure case: base classes re-scored too (data of ``base_classes_AP``, whose caption says it)."""
-    own = data[data["rescored"] != "none"]
-    found = [
-        f"{interval_text(row['bchange'], row['bchange_half_width'], sign=True)} with "
-        f"{'base and novel' if row['rescored'] == 'both' else row['rescored']} classes re-scored "
-        f"({_cell(row, ['split', 'arm', 'loss', 'shots', 'label_space', 'c'])})"
-        for row in own.to_dict("records")
-        if lies_below(row["bchange"], row["bchange_half_width"])
-    ]
-    if not found:
-        return []
-    text = f"bAP falls under re-scoring in {len(found)} of {len(own)} cases: {named(found)}."
-    return [Sign("base classes", (), text)]
-
-
 def bnrl_below_ce(cells: pd.DataFrame, metric: str) -> list[Sign]:
     """BNRL, or ce_bg which the released code trains under its name, wholly below cross-entropy.
 
@@ -126,9 +112,8 @@ def bnrl_below_ce(cells: pd.DataFrame, metric: str) -> list[Sign]:
     ]
     if not found:
         return []
-    text = f"BNRL is below cross-entropy on this set ({metric}, interval wholly below 0): {named(found)}."
-    if any("ce_bg" in cell for cell in found):
-        text += " ce_bg is what the released code trains as BNRL."
+    text = f"BNRL is below cross-entropy on this set ({metric}, interval wholly below 0): {named(found)}"
+    text += "; ce_bg is what the released code trains as BNRL." if "ce_bg" in text else "."
     return [Sign("bnrl", (f"paired_{metric}", f"main_{metric}"), text)]
 
 
@@ -288,10 +273,7 @@ def too_wide(cells: pd.DataFrame, metric: str) -> list[Sign]:
     wide = own[[not half <= WIDE for half in own["half_width"]]]  # nor without an interval
     if wide.empty:
         return []
-    text = (
-        f"{len(wide)} of {len(own)} differences are underpowered: half-width above {WIDE:g} {metric}, "
-        "or one seed."
-    )
+    text = f"{len(wide)} of {len(own)} {NOT_IN_HEADLINE}: half-width above {WIDE:g} {metric}, or one seed."
     return [Sign("power", (f"paired_{metric}",), text)]
 
 
@@ -329,7 +311,6 @@ WATCHED: dict[str, Callable[[pd.DataFrame], list[Sign]]] = {
     "paired_nAP": lambda data: bnrl_below_ce(data, "nAP"),
     "paired_nAP75": lambda data: bnrl_below_ce(data, "nAP75"),
     "claims_effects": bnrl_effects_below_ce,
-    "base_classes_AP": rescored_base_classes_fall,
     "backbones": clips_too_weak,
     "learning_rates": edges_of_rates,
     **{
@@ -367,18 +348,29 @@ def _warned(table: Table, signs: Sequence[Sign]) -> str:
     return " ".join((table.caption, *(text for text in texts if text not in table.caption)))
 
 
+def caption_warnings(caption: str) -> list[str]:
+    """The sentences of a caption that a warning's mark begins, without it."""
+    return re.findall(rf"{WARNING} (.*?\.)(?=\s|$)", caption)
+
+
 def warning_sentences(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[str]:
-    """The warnings of a profile's records for its headline, without the mark: of nAP50 alone where a sign has metrics.
+    """The warnings of a profile's records for its headline, each with the table that says it, without the mark.
+
+    Of nAP50 alone where a table has metrics.
 
     Args:
         records: Records of one profile.
         plan: The few-shot cells that were wanted.
     """
     from risf_core.report.publish import headline  # which itself lists the warnings
-    from risf_core.tables import watched_tables  # whose tables carry them
+    from risf_core.tables import watched_tables  # whose captions carry them
 
-    shown = {table.name: table.data for table in watched_tables(records, plan=plan)}
-    signs = [*signs_of(records, shown), *clips_without_training(records)]
-    signs = [sign for sign in signs if sign.kind != "power"]  # the headline's own is named instead
-    signs += headline_too_wide(headline(records, plan=plan))
-    return [sign.text[0].upper() + sign.text[1:] for sign in signs]
+    found = [
+        f"{text.removesuffix('.')} (table {table.name})."
+        for table in watched_tables(records, plan=plan)
+        for text in caption_warnings(table.caption)
+        if NOT_IN_HEADLINE not in text
+    ]
+    found += [sign.text for sign in clips_without_training(records)]
+    found += [sign.text for sign in headline_too_wide(headline(records, plan=plan))]
+    return [text[0].upper() + text[1:] for text in found]
