@@ -11,16 +11,13 @@ from risf_core.report.sweep_tables import (
     gamma_epsilon_table,
     sensitivity_c_table,
 )
+from risf_core.report.warning_edges import edges_of_rates, edges_of_selection, edges_of_temperature, named
 from risf_core.report.warning_signs import (
     LOW_ACCURACY,
     WARNING,
     bnrl_effects_below_ce,
     caption_warnings,
-    edges_of_rates,
-    edges_of_selection,
-    edges_of_temperature,
     headline_too_wide,
-    named,
     warning_sentences,
     with_warnings,
 )

@@ -313,16 +313,6 @@ def published_records(profiles: Sequence[str]) -> dict[str, list[dict]]:
     }
 
 
-def refresh_page() -> Path | None:
-    """Write ``claims.md`` anew from ``claims.yaml`` and the published records; None in a project without that file."""
-    from risf_core.report.claims_page import write_page  # which names the types above
-
-    if not (project_root() / FILE).is_file():
-        return None
-    claims = read_claims()
-    return write_page(claims, published_records(claims.profiles()), project_root() / PAGE)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """``python -m risf_core.report.claims``: write ``claims.md`` from ``claims.yaml`` and the published records."""
     from risf_core.report.claims_page import write_page  # which names the types above
