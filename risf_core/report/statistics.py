@@ -19,6 +19,7 @@ from scipy.special import (
 
 from risf_core.custom_loss import loss_name
 from risf_core.errors import RecordError
+from risf_core.params import FineTuningParams
 
 CONFIDENCE = 0.95
 SETTINGS = ("fsod", "gfsod")
@@ -202,21 +203,24 @@ def drop_repeats(frame: pd.DataFrame, keys: Sequence[str], metrics: Sequence[str
     return frame.drop_duplicates(keys)
 
 
-def variants(frame: pd.DataFrame, params: Mapping[str, Mapping]) -> list[str]:
+def variants(frame: pd.DataFrame, params: Mapping[str, Mapping], *, factors: Sequence[str] = ()) -> list[str]:
     """Name what sets a row's run apart from the main configuration of its loss, so that no mean mixes the two.
 
     A parameter counts only where it takes two values among runs of the same (split, setting, shots). Its main value
-    is the one most rows of the same (split, setting, loss) have; the smaller one in a tie. Grid parameters never count.
+    is the one most rows of the same (split, setting, loss) have; in a tie the notebook's default, or the smaller one.
+    Grid parameters never count.
 
     Args:
         frame: Rows with split, setting, shots, loss and run_id.
         params: Resolved parameters of each run id.
+        factors: Parameters that do not count either, with all below them, such as "base".
 
     Returns:
         One text for each row: "" or ``solver.lr=0.05``, several joined by ", ".
     """
     flat = {run_id: _flatten(params.get(run_id) or {}) for run_id in frame["run_id"].unique()}
-    names = sorted({name for values in flat.values() for name in values})
+    names = sorted({name for values in flat.values() for name in values if name.split(".")[0] not in factors})
+    defaults = default_parameters()
     labels: list[list[str]] = [[] for _ in range(len(frame))]
     for name in names:
         value = frame["run_id"].map(
@@ -225,16 +229,29 @@ def variants(frame: pd.DataFrame, params: Mapping[str, Mapping]) -> list[str]:
         by_group = value.groupby([frame["split"], frame["setting"], frame["shots"]])
         if by_group.nunique().max() < 2:
             continue
-        main = value.groupby([frame["split"], frame["setting"], frame["loss"]]).transform(_most_frequent)
+        main = value.groupby([frame["split"], frame["setting"], frame["loss"]]).transform(
+            _most_frequent, default=defaults.get(name)
+        )
         for position, differs in enumerate(value != main):
             if differs:
                 labels[position].append(f"{name}={value.iloc[position]}")
     return [", ".join(label) for label in labels]
 
 
-def _most_frequent(values: pd.Series) -> str:
+def _most_frequent(values: pd.Series, *, default: str | None) -> str:
     counts = Counter(values)
-    return min(counts, key=lambda value: (-counts[value], value))
+    return min(counts, key=lambda value: (-counts[value], value != default, value))
+
+
+def default_parameters() -> dict[str, str]:
+    """What 20_fine_tuning takes where a params file says nothing, as ``{"solver.lr": "0.02"}``."""
+    fields = FineTuningParams.model_fields.items()
+    known = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields
+        if not field.is_required()
+    }
+    return _flatten(FineTuningParams.model_construct(**known).model_dump(mode="json", include=set(known)))
 
 
 def _flatten(params: Mapping, prefix: str = "") -> dict[str, str]:
