@@ -1,6 +1,6 @@
 """What keeps an average precision below 100: six kinds of error, and what each costs.
 
-The kinds and their oracles are those of TIDE (Bolya, Foley, Hays and Hoffman, ECCV 2020, https://arxiv.org/abs/2008.08115),
+The kinds and their oracles are those of TIDE (Bolya et al., ECCV 2020, https://arxiv.org/abs/2008.08115),
 with its thresholds: a detection overlaps an object enough from an IoU of 0.5 on, and not at all below 0.1. A detection
 that counts and finds no object is of the first kind that fits:
 
@@ -10,9 +10,9 @@ that counts and finds no object is of the first kind that fits:
 - *background*: it overlaps no object by 0.1; the oracle drops it;
 - *both*: all others, wrong in class and box; the oracle drops them.
 
-Where a corrected detection and another one have the same object, the lower score is dropped. An object that is not found
-and that no detection of the first two kinds points to is *missed*; the oracle takes it out of the count. Each oracle
-works alone, so the kinds' gains need not sum to what is missing to 100; all oracles together give 100.
+Where a corrected detection and another one have the same object, the lower score is dropped. An object that is not
+found and that no detection of the first two kinds points to is *missed*; the oracle takes it out of the count. Each
+oracle works alone, so the gains need not sum to what is missing to 100; all oracles together give 100.
 
 NumPy alone. AP50 is COCO's (101 recalls); crowd regions and difficult boxes count neither way, as in `evaluation`.
 """
