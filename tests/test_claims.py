@@ -19,6 +19,7 @@ from risf_core.report.claims_file import ClaimsError, read_claims
 from risf_core.report.claims_page import evidence_table, page
 from risf_core.report.crossed import WIDE
 from risf_core.runs.yaml_files import project_root
+from tests.crossed_records import crossed_records
 from tests.synthetic_records import fine_tuning_record, fine_tuning_row
 
 FAMILY = {
@@ -237,6 +238,24 @@ def test_an_effect_has_its_own_p_and_degrees_of_freedom(tmp_path):
     critical = stats.t.ppf(0.975, 20)
     assert stats.nct.sf(critical, 20, result.rows[0].mde / 0.25) == pytest.approx(0.8, abs=1e-3)
     assert judge(tmp_path, effect(shots="all"))[0].rows[0].mean == 1.0
+
+
+def test_an_effect_of_several_base_models_names_their_records(tmp_path):
+    """Planted: CM-CLIP adds 6 with the first CLIP and 6.5 with the second; BNRL adds 1."""
+    records = crossed_records(seeds=3, is_exact=True)
+    entry = {"profile": "mini", "effect": "cm_clip - none", "loss": "ce", "arm": "kshot", "shots": 1}
+    path = write(tmp_path / "claims.yaml", claim() | {"evidence": [entry]})
+    (result,) = evaluate_claims(read_claims(path), {"mini": records}, numbers=ProfileNumbers)
+    row = result.rows[0]
+    assert row.mean == pytest.approx(6.25) and row.count == "3 × 3 × 3 × 2" and row.n == 54
+    assert result.verdict == "reproduced" and row.p == 0.0
+    used = {record["run_id"] for record in records if record["run_id"] in row.run_ids}
+    assert used == set(row.run_ids)
+    assert {name.split("-")[0] for name in used} == {"fine_tuning", "clip_backbones"}
+    entry["shots"] = 3  # was not run
+    with pytest.raises(ClaimsError, match="effect cm_clip - none, ce, kshot, 3"):
+        path = write(tmp_path / "claims.yaml", claim() | {"evidence": [entry]})
+        evaluate_claims(read_claims(path), {"mini": records}, numbers=ProfileNumbers)
 
 
 def test_a_cell_of_a_table(tmp_path):
