@@ -38,10 +38,11 @@ def part_rows(
     records: Sequence[Mapping], part: str, keys: Sequence[str], values: Sequence[str]
 ) -> pd.DataFrame:
     """Rows of one part of 41_base_classes in a fixed order; an empty frame with these columns where there are none."""
-    frame = rows_of(records, NOTEBOOK)
-    if frame.empty or not (frame["part"] == part).any():
+    own = [record for record in records if notebook_of(record) == NOTEBOOK]
+    of_part = [{**record, "rows": [row for row in record["rows"] if row["part"] == part]} for record in own]
+    frame = rows_of(of_part, NOTEBOOK)
+    if frame.empty:
         return pd.DataFrame(columns=[*keys, *values])
-    frame = frame[frame["part"] == part].dropna(axis=1, how="all")
     frame = frame.reindex(columns=[*frame.columns, *(name for name in values if name not in frame)])
     numbers = [
         name for name in values if name in frame and frame[name].map(lambda v: not isinstance(v, dict)).all()

@@ -136,6 +136,7 @@ PICTURES = {
     "35_other_detectors": 1,
     "36_label_space": 2,  # what was chosen, single changes
     "37_rescoring_controls": 3,  # controls, sizes, classes
+    "41_base_classes": 4,  # changes over c, classes, confusions, gallery
 }
 
 
@@ -667,6 +668,27 @@ def test_37_rescoring_controls_tell_sizes_and_classes_apart(smoke):
     assert 100 * right / sum(count for count, _ in known) == pytest.approx(accuracy["accuracy"])
 
 
+def test_41_base_classes_agrees_with_fine_tuning_where_both_measure(smoke):
+    """Nothing re-scored, and the novel classes as published, are rows of the gfsod run, too."""
+    record, (tuned,) = smoke.record("41_base_classes"), smoke.fine_tuning("gfsod")
+    rows = [row for row in record["rows"] if row["part"] == "rescored"]
+    assert len(rows) == 2 * 2 * (1 + 3 * (2 + 2 + 1))  # seeds, losses; c, label spaces
+    at = {"rescored+background": "cm_clip", "": "none"}
+    own = [row for row in rows if row["rescored"] in ("none", "novel") and row["c"] in (0.7, 1.0)]
+    compared = [row for row in own if row["label_space"] in at]
+    assert len(compared) == 2 * 2 * 2
+    for row in compared:
+        key = {name: row[name] for name in ("seed", "loss")} | {"rescoring": at[row["label_space"]]}
+        (theirs,) = [one for one in tuned["rows"] if key.items() <= one.items()]
+        for name in ("AP", "AP50", "bAP", "bAP50", "nAP", "nAP50"):
+            assert row[name] == pytest.approx(theirs[name], abs=1e-4)
+    objects = _test_objects(smoke)
+    classes = {row["name"]: row for row in record["rows"] if row["part"] == "class"}
+    assert {name: row["objects"] for name, row in classes.items()} == {name: objects[name] for name in CLASSES}
+    changes = [row for row in record["rows"] if row["part"] == "images"]
+    assert len(changes) == 2 and {row["images"] for row in changes} == {24}
+
+
 # --- stored files ---------------------------------------------------------------------------------------------------
 
 
@@ -701,6 +723,7 @@ def test_40_results_writes_every_table_and_figure_in_every_form(smoke):
     metrics = smoke.record("40_results")["metrics"]
     tables, figures = smoke.results / "tables", smoke.results / "figures"
     pairs = {f"before_after-{record['run_id']}" for record in smoke.records("20_fine_tuning")}
+    pairs.add("gallery_gains_losses")  # of 41_base_classes
     for folder, endings, number in (
         (tables, ("csv", "md", "tex"), metrics["num_tables"]),
         (figures, ("png", "pdf", "txt"), metrics["num_figures"] + len(pairs)),
@@ -809,7 +832,7 @@ def test_the_same_records_give_the_same_tables_and_figures(smoke, tmp_path):
             {path.name: path.read_bytes() for path in (place / folder).iterdir()}
             for place in (smoke.results, results)
         )
-        from_records = {name for name in first if not name.startswith("before_after-")}
+        from_records = {name for name in first if not name.startswith(("before_after-", "gallery_"))}
         assert from_records == second.keys() and len(second) > 20
         assert [name for name in second if first[name] != second[name]] == []
 
