@@ -162,7 +162,8 @@ def _named_row(evidence: Evidence, source: ProfileNumbers) -> tuple[pd.DataFrame
 def _row(evidence: Evidence, source: ProfileNumbers, notebooks: Sequence[str], where: str) -> Found:
     data, wanted, what = _named_row(evidence, source)
     if data.empty:
-        return _absent(evidence, what, sorted(source.tables), source, notebooks, where)
+        known = [] if source.awaits(notebooks) else sorted(source.tables)
+        return _absent(evidence, what, known, source, notebooks, where)
     columns = [evidence.value, evidence.half_width, evidence.count] if evidence.table else ["mean"]
     for column in (*wanted, *filter(None, columns)):
         if column not in data:
@@ -187,7 +188,8 @@ def _found(row: pd.Series, mean: str, half: str | None, count: str | None, sourc
     n, value = (int(row[count]) if count else 1), float(row[mean])
     if n == 0 or math.isnan(value):
         return Found(NO_RECORD)
-    text = interval_text(value, half_width, sign=is_effect) if half else number(value)
+    decimals = 1 if abs(value) >= 10 else 2
+    text = interval_text(value, half_width, sign=is_effect) if half else number(value, decimals=decimals)
     test = student_test(value, half_width, n)
     if is_effect:  # its interval holds base models and draws, so that n - 1 is not its degrees of freedom
         test = tuple(float(row[column]) for column in ("p", "standard_error", "df"))
