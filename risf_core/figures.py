@@ -32,6 +32,7 @@ from risf_core.report.missing_figures import missing_figures
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.rate_figures import rates_figure
+from risf_core.report.regime_figures import regimes_figure
 from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
 from risf_core.report.sweep_figures import (
     backbones_figure,
@@ -211,6 +212,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "other_detectors": other_detectors_figure(records),
         **base_class_figures(records),
         "learning_rates": rates_figure(records),
+        "regimes": regimes_figure(records),
         **missing_figures(records),
     }
     note = repeats_note(records)

@@ -295,47 +295,62 @@ class LearningRatesParams(FewShotParams):
         return self
 
 
-class TrainingRegimesParams(FewShotParams):
+class TrainingRegimesParams(NotebookParams):
     """39_training_regimes: BNRL against cross-entropy with frozen features, with the RPN trained, with res5 trained."""
 
     notebook: ClassVar[str] = "39_training_regimes"
     data: PictogramData = Field(PictogramData(), description="images of one size, whose maps are kept")
-    setting: Literal["fsod"] = "fsod"
+    base: RunRef = Field(description="run of 10_base_training that is reported")
+    select_base: RunRef = Field(description="run of 10_base_training, of another split, to choose rates on")
+    shots: Count = Field(5, description="K, boxes per class")
+    seeds: Many[Seed] = Field((0, 1, 2), min_length=1, description="draws that are reported")
+    select_seeds: Many[Seed] = Field((0,), min_length=1, description="draws to choose rates on")
     arms: Many[Literal["kshot", "missing", "full"]] = Field(("missing", "full"), min_length=1)
+    bnrl: BnrlParams = BnrlParams()
+    rates: dict[Literal["frozen", "rpn", "res5"], dict[Literal["ce", "bnrl"], Many[Positive]]] = Field(
+        {
+            "frozen": {"ce": (0.005, 0.01, 0.02, 0.05), "bnrl": (0.005, 0.01, 0.02, 0.05)},
+            "rpn": {"ce": (0.005, 0.01, 0.02), "bnrl": (0.01, 0.02)},
+            "res5": {"ce": (0.002, 0.005, 0.01, 0.02), "bnrl": (0.005, 0.01, 0.02)},
+        },
+        min_length=1,
+        description="regimes to train, each loss with its peak learning rates",
+    )
+    head: HeadParams = HeadParams()
     solver: SolverParams = Field(
-        SolverParams(iterations=200, weight_decay=1.0e-3, precision="fp32"),
+        SolverParams(iterations=200, batch_size=4, weight_decay=1.0e-3, precision="fp32"),
         description="of all regimes; its lr is replaced by each of rates",
     )
-    losses: Many[Literal["ce", "ce_bg", "bnrl"]] = Field(("ce", "bnrl"), min_length=1)
-    bnrl: BnrlParams = BnrlParams()
-    rates: dict[Literal["frozen", "rpn", "res5"], Many[Annotated[float, Field(gt=0, le=10)]]] = Field(
-        {"frozen": (0.005, 0.02, 0.05), "rpn": (0.002, 0.005, 0.01), "res5": (0.002, 0.005, 0.01)},
-        min_length=1,
-        description="regimes to train, each with its learning rates",
-    )
-    selection_base: RunRef | None = Field(
-        None, description="run of 10_base_training on whose split the rates are chosen; null: none are"
-    )
-    selection_split: SplitNumber = Field(2, description="split of selection_base")
-    selection_seeds: Many[Seed] = Field((0,), min_length=1, description="draws of that split")
+    score_thresh: ScoreThresh = 0.05
     detection_precision: Precision = Field("fp32", description="of the forward pass over the test images")
     num_test_images: Count = Field(500, description="test images judged, the first ones")
 
+    def few_shot_params(self, split: int, *, role: str) -> FewShotParams:
+        """What a fine-tuning of this study takes, on the base model of one role ("reported" or "selection")."""
+        shared = ("profile", "data", "seed", "device", "num_threads", "shots", "arms", "head", "solver")
+        own = {name: getattr(self, name) for name in (*shared, "score_thresh")}
+        is_reported = role == "reported"
+        return FewShotParams(
+            **own,
+            split=split,
+            seeds=self.seeds if is_reported else self.select_seeds,
+            base=self.base if is_reported else self.select_base,
+        )
+
     @model_validator(mode="after")
-    def _grid_is_in_the_data(self) -> Self:
-        for regime, rates in self.rates.items():
-            if len(set(rates)) < max(1, len(rates)):
-                raise ValueError(f"rates: {regime} has a rate twice or none: {list(rates)}")
-        if self.selection_base is None:
-            return self
-        if self.selection_split == self.split:
-            raise ValueError(
-                "selection_split is split; rates are chosen on another split than the reported one"
-            )
-        if self.selection_split not in self.data.few_shot_splits:
-            raise ValueError(f"selection_split {self.selection_split} is not in data.few_shot_splits")
-        if max(self.selection_seeds) >= self.data.few_shot_seeds:
-            raise ValueError(f"selection_seeds has {max(self.selection_seeds)}, which the data does not have")
+    def _cells_are_in_the_data(self) -> Self:
+        for role in ("reported", "selection"):  # FewShotParams checks K, draws and arms against the data
+            self.few_shot_params(self.data.few_shot_splits[0], role=role)
+        return self
+
+    @model_validator(mode="after")
+    def _losses_share_a_rate(self) -> Self:
+        for regime, losses in self.rates.items():
+            if set(losses) != {"ce", "bnrl"} or not set(losses["ce"]) & set(losses["bnrl"]):
+                raise ValueError(f"rates: {regime} needs ce and bnrl, and a rate that both have")
+            for loss, rates in losses.items():
+                if len(set(rates)) < len(rates):
+                    raise ValueError(f"rates: {regime}, {loss} has a rate twice: {list(rates)}")
         return self
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 
 from risf_core.report.backbone_tables import backbones_at_accuracy_table, backbones_cost_table
 from risf_core.report.base_class_tables import base_class_tables
+from risf_core.report.base_models import has_several_bases, of_one_base
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
+from risf_core.report.crossed_tables import crossed_tables
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
 from risf_core.report.latency_tables import latency_tables
@@ -25,6 +27,7 @@ from risf_core.report.other_detectors_tables import (
 )
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.rate_tables import rates_table
+from risf_core.report.regime_tables import regimes_table
 from risf_core.report.statistics import (
     LOSSES,
     REPRODUCTION,
@@ -374,7 +377,10 @@ def equal_boxes_note(records: Sequence[Mapping]) -> str:
 
 def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
     """Every table, also those without a row; `risf_core.report.selection.tables_of` leaves these out."""
-    tables = [main_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP", "nAP75")]
+    tables, costs = crossed_tables(records), cost_table(records)
+    if has_several_bases(records):
+        records, plan = of_one_base(records), Plan(is_known=True)
+    tables += [main_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP", "nAP75")]
     tables += [paired_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP", "nAP75")]
     tables += [interaction_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP")]
     tables += [per_class_table(records, setting=setting) for setting in ("fsod", "gfsod")]
@@ -388,10 +394,11 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [other_detectors_table(records), other_detectors_scores_table(records)]
     tables += [other_detectors_files_table(records)]
     tables += [rates_table(records)]
+    tables += [regimes_table(records)]
     tables += [fraction_table(records), map_table(records), components_table(records), images_table(records)]
     tables += base_class_tables(records)
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
-    tables += [cost_table(records)]
+    tables += [costs]
     if note := repeats_note(records):
         tables = [replace(table, caption=f"{table.caption}{note}") for table in tables]
     if any((record["params"].get("clip") or {}).get("path_only") for record in records if "params" in record):
@@ -401,6 +408,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
 
 def watched_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
     """The tables whose own data may show a sign of failure, of nAP50 where a table has a metric."""
+    records = of_one_base(records)
     return [
         paired_table(records, plan=plan),
         gfsod_table(records),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from risf_core.report.base_models import has_several_bases
 from risf_core.report.plan import Plan
 from risf_core.report.statistics import REPRODUCTION, notebook_of
 from risf_core.report.table_format import MISSING, Table
@@ -35,6 +36,7 @@ NOTEBOOKS = {
     "base_classes_": "41_base_classes",
     "novel_confusions": "41_base_classes",
     "learning_rates": "38_learning_rates",
+    "regimes": "39_training_regimes",
     "missing_fraction": "33_missing_annotations",
     "missing_map": "33_missing_annotations",
     "missing_components": "33_missing_annotations",
@@ -60,6 +62,8 @@ def is_asked_for(name: str, records: Sequence[Mapping], runs: Sequence[RunSpec])
         if name.startswith(beginning):
             planned = {spec.params.notebook for spec in runs}
             return notebook in planned - {notebook_of(record) for record in records}
+    if has_several_bases(records):
+        return False  # the crossed tables stand in the place of those below
     params = _fine_tunings(runs)
     cells = set(Plan.from_params(params).seeds)
     if name.startswith("extension_wider_labels"):

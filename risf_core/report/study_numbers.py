@@ -10,6 +10,7 @@ from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
 from risf_core.report.missing_tables import SAME, TREATMENTS, fraction_cells, map_cells
 from risf_core.report.other_detectors_tables import WAYS, gains, name_of
+from risf_core.report.regime_tables import CHOSEN, REGIME_TEXTS, regime_cells
 from risf_core.report.statistics import notebook_of
 from risf_core.report.table_format import difference_text, interval_text, number
 
@@ -25,6 +26,7 @@ def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
         *_rule(records),
         *_base_classes(records),
         *_missing_annotations(records),
+        *_regimes(records),
         *_other_detectors(records),
         *_latency(records),
     ]
@@ -130,6 +132,24 @@ def _missing_annotations(records: Sequence[Mapping]) -> list[tuple]:
             f"{row.background_weight:g}, chosen on split {row.select_split}"
         )
         rows.append((quantity, text, row.n, notebook, runs, *fields))
+    return rows
+
+
+def _regimes(records: Sequence[Mapping]) -> list[tuple]:
+    """BNRL against cross-entropy by what is trained: at the reference rate, and each at its chosen rate."""
+    notebook, cells = "39_training_regimes", regime_cells(records)
+    rows = []
+    for row in cells[cells["difference_n"] > 0].itertuples():
+        if row.rate == CHOSEN:
+            at = f"at chosen rates ({row.ce_lr:g}, {row.bnrl_lr:g})"
+        elif row.ce_lr == row.reference_lr:
+            at = f"both at {row.rate}"
+        else:
+            continue
+        quantity = f"BNRL's gain over ce, {REGIME_TEXTS[row.regime]}, {at}, nAP50, K={row.shots}, {row.arm}"
+        gain = row.difference, row.difference_half_width
+        text = difference_text(*gain, int(row.difference_up), row.difference_n, "complete", 0)
+        rows.append((quantity, text, row.difference_n, notebook, _runs(records, notebook), *gain))
     return rows
 
 

@@ -137,6 +137,7 @@ PICTURES = {
     "36_label_space": 2,  # what was chosen, single changes
     "37_rescoring_controls": 3,  # controls, sizes, classes
     "41_base_classes": 4,  # changes over c, classes, confusions, gallery
+    "39_training_regimes": 1,
 }
 
 
