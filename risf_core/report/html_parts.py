@@ -25,7 +25,7 @@ from risf_core.report.html_page import (
     table_of,
 )
 from risf_core.report.html_sources import ORDER, Source
-from risf_core.report.publish import in_readme
+from risf_core.report.readme_blocks import in_readme
 from risf_core.report.statistics import notebook_of
 from risf_core.report.table_format import MISSING, number
 

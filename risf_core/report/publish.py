@@ -1,4 +1,4 @@
-"""What a reader sees of the records: all tables and figures, the headline, the README's table, the published copy.
+"""What a reader sees of the records: all tables and figures, the headline, the published copy.
 
 The command line of :mod:`risf_core.tables`. Imports no torch.
 """
@@ -16,12 +16,16 @@ import pandas as pd
 
 from risf_core.errors import RecordError, RisfError
 from risf_core.records import read_records
+from risf_core.report.base_models import has_several_bases, of_one_base
+from risf_core.report.crossed_numbers import crossed_numbers
+from risf_core.report.literature import published
 from risf_core.report.plan import Plan
 from risf_core.report.selection import plan_of, write_all
-from risf_core.report.statistics import HeadlineNumber, fine_tuning_rows, notebook_of, student_interval
+from risf_core.report.statistics import HeadlineNumber, fine_tuning_rows, notebook_of, pair, student_interval
 from risf_core.report.study_numbers import study_numbers
 from risf_core.report.sweep_tables import backbone_cells, backbone_rows
 from risf_core.report.table_format import interval_text, number, to_markdown
+from risf_core.report.warning_signs import WARNING, warning_sentences
 from risf_core.runs.run_specs import RunSpec, load_list
 from risf_core.runs.state import results_dir, run_id
 from risf_core.runs.yaml_files import project_root
@@ -30,23 +34,15 @@ from risf_core.tables import CM_CLIP_GAIN, interaction_cells, paired_cells, take
 logger = logging.getLogger(__name__)
 HEADLINE_SHOTS = 5  # of the reported cells; the nearest K of the records where it was not run
 HEADLINE = "headline.md"  # of the published tables
-IN_README = (
-    r"bAP50|^CLIP |^gain of ce_bg|preprocess=released|"
-    r"^(?:CM-CLIP's gain with ce|BNRL's gain (?:over ce|with CM-CLIP)), nAP50, (?:.*, gfsod$|"
-)
-IN_README_OF = {
-    "mini": "results",
-    "studies": "studies",
-    "latency": "latency",
-}  # the name of a profile's two markers
-NOT_COMPARABLE = (
-    "The paper's numbers are for COCO and VOC with ImageNet weights and OpenAI's CLIP; a world of pictograms cannot be "
-    "compared with them, so two columns are empty. ± is the half-width of the 95 % Student-t interval over n few-shot "
-    "seeds of one base model and one CLIP; gains are paired differences in points."
-)
-STUDY_NOTE = (
-    "± is the half-width of the 95 % Student-t interval over n few-shot seeds of one base model and one CLIP; gains "
-    "are paired differences in points. Ratios are of milliseconds in one run on one machine, the one its record names."
+SYSTEM_GAIN = "RISF over cross-entropy"
+SYSTEM = ("ce, none", "bnrl, cm_clip")  # DeFRCN's way, and RISF's
+SYSTEM_SHOTS = (1, 10, 30)  # K of which the paper's numbers are at hand
+OTHER_DATA = "not comparable"
+NOTE = (
+    "Where the paper's column holds a number, it is the paper's gain over DeFRCN on COCO, with ImageNet weights and "
+    "OpenAI's CLIP; the mini profiles are a world of pictograms, not comparable with it in level. ± is the half-width "
+    "of the 95 % Student-t interval over n few-shot seeds of one base model and one CLIP, where nothing else is said; "
+    "gains are paired differences in points."
 )
 
 
@@ -86,6 +82,7 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
         Columns quantity, value (text with interval), n, notebook, run_ids (tuple), mean and half_width (numbers, None
         where the value is a text or has no interval), see `HeadlineNumber`.
     """
+    crossed, records = crossed_numbers(records), of_one_base(records)
     rows = _single_numbers(records)
     everything = fine_tuning_rows(records)
     everything = everything[everything["variant"] == ""]
@@ -95,11 +92,12 @@ def headline(records: Sequence[Mapping], *, plan: Plan | None = None) -> pd.Data
         shots = min(frame["shots"].unique(), key=lambda value: (abs(value - HEADLINE_SHOTS), value))
         rows += _cell_numbers(frame[frame["shots"] == shots], shots)
         rows += _paired_numbers(frame, shots, plan or Plan.from_rows(frame))
+        rows += _system_numbers(frame)
         rows += _released_numbers(records, shots)
         both = everything[(everything["setting"] == "gfsod") & (everything["split"] == frame["split"].min())]
         if len(both):
             rows += _paired_numbers(both, shots, plan or Plan.from_rows(both), where=", gfsod")
-    rows += study_numbers(records)
+    rows += [*crossed, *study_numbers(records)]
     numbers = [HeadlineNumber.of(row) for row in rows]
     # dtype object keeps None apart from NaN, and n an integer
     return pd.DataFrame(numbers, columns=HeadlineNumber._fields, dtype=object)
@@ -115,7 +113,8 @@ def _single_numbers(records: Sequence[Mapping]) -> list[tuple]:
             for metric, name in names.items():
                 value = record["metrics"].get(metric)
                 text = number(None if value is None else float(value))
-                what = f"base model of split {split}: {name}"
+                seed = f", seed {record['params']['seed']}" if record["params"].get("seed") else ""
+                what = f"base model of split {split}{seed}: {name}"
                 rows.append((what, text, 1, "10_base_training", (record["run_id"],), value))
     clips = backbone_rows(records)
     clips = clips[clips["variant"] == ""]
@@ -178,6 +177,21 @@ def _paired_numbers(frame: pd.DataFrame, shots: int, plan: Plan, *, where: str =
     return rows
 
 
+def _system_numbers(frame: pd.DataFrame) -> list[tuple]:
+    """All of RISF over cross-entropy without re-scoring, as the paper sets itself against DeFRCN: in nAP."""
+    frame = frame.assign(system=frame["loss"] + ", " + frame["rescoring"])
+    pairs = pair(frame, "system", *SYSTEM, "nAP", keys=["arm", "shots", "seed"])
+    rows = []
+    for (arm, shots), own in pairs[pairs["shots"].isin(SYSTEM_SHOTS)].groupby(["arm", "shots"], sort=False):
+        gain, up = student_interval(own["difference"]), int((own["difference"] > 0).sum())
+        text = f"{interval_text(gain.mean, gain.half_width, sign=True)} ({up}/{gain.n} up)"
+        is_used = (frame["arm"] == arm) & (frame["shots"] == shots) & frame["system"].isin(SYSTEM)
+        runs = tuple(sorted(set(frame.loc[is_used, "run_id"])))
+        what = f"{SYSTEM_GAIN}, nAP, K={shots}, {arm}"
+        rows.append((what, text, gain.n, "20_fine_tuning", runs, gain.mean, gain.half_width))
+    return rows
+
+
 def _released_numbers(records: Sequence[Mapping], shots: int) -> list[tuple]:
     """What CM-CLIP adds at one K where crops are made in another way, such as the released code's."""
     cells = backbone_cells(records)
@@ -200,10 +214,10 @@ def summary(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], f
     missing = [run_id(spec.params) for spec in runs if run_id(spec.params) not in finished]
     lines = [f"Results of profile {profile}, {len(records)} records", "", to_markdown(table)]
     lines += [
-        "± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model"
-        + (" and one CLIP." if takes_a_clip(fine_tuning_rows(records)) else "."),
+        interval_note(records),
         "",
     ]
+    lines += [*warning_lines(records, runs), ""]
     if missing:
         lines += [
             f"MISSING: {len(missing)} of {len(runs)} runs have no current record: {', '.join(missing)}",
@@ -218,6 +232,14 @@ def summary(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec], f
         count = len(list((folder / name).glob("*"))) if (folder / name).is_dir() else 0
         lines.append(f"  {what:32} {count:4} files in {folder / name}")
     return "\n".join(lines) + "\n"
+
+
+def interval_note(records: Sequence[Mapping]) -> str:
+    """What ± is in the headline."""
+    if has_several_bases(records):
+        return "± is the half-width of the hierarchical 95 % interval: splits fixed, base models and draws crossed."
+    clip = " and one CLIP" if takes_a_clip(fine_tuning_rows(records)) else ""
+    return f"± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model{clip}."
 
 
 def publish(
@@ -237,9 +259,6 @@ def publish(
         shutil.rmtree(target / name, ignore_errors=True)
         if name != "records":
             shutil.copytree(folder / name, target / name)
-    rows = result_rows(profile, records, runs, records_at="../records")
-    text = f"{to_markdown(rows, is_padded=False)}\n{NOT_COMPARABLE}\n"
-    (target / "tables" / HEADLINE).write_text(text, encoding="utf-8", newline="\n")
     (target / "records").mkdir(parents=True)
     for record in records:
         environment = {
@@ -247,6 +266,7 @@ def publish(
         }
         text = json.dumps({**record, "environment": environment}, indent=1, sort_keys=True, allow_nan=False)
         (target / "records" / f"{record['run_id']}.json").write_text(f"{text}\n", encoding="utf-8")
+    (target / "tables" / HEADLINE).write_text(headline_text(target), encoding="utf-8", newline="\n")
     publish_demo(records, folder, target)
 
 
@@ -278,48 +298,41 @@ def result_rows(
         if len(row.run_ids) == 1:
             name = row.run_ids[0]
             command, link = commands.get(name, command), f"[{name}]({records_at}/{name}.json)"
-        rows.append((row.quantity, "–", row.value, row.n, "–", f"`{command}`", link, f"`{row.notebook}`"))
+        paper, difference = paper_of(row.quantity), "–"
+        if paper != "–":
+            difference = OTHER_DATA  # in level; the paper's data are others
+        rows.append(
+            (row.quantity, paper, row.value, row.n, difference, f"`{command}`", link, f"`{row.notebook}`")
+        )
     columns = ["what", "paper", "ours", "n", "difference", "command", "record", "notebook"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def readme_table(profile: str, records: Sequence[Mapping], runs: Sequence[RunSpec]) -> str:
-    """The README's table with its note; the whole headline is linked.
+def paper_of(quantity: str) -> str:
+    """What the paper reports of a quantity, on its own data; – where it reports nothing that we know."""
+    found = re.fullmatch(rf"{SYSTEM_GAIN}, nAP, K=(\d+), \w+", quantity)
+    if not found:
+        return "–"
+    own, other = (published(f"{name}-coco-{found[1]}shot").value for name in ("risf", "defrcn"))
+    return f"{number(own - other, sign=True)} ({own:g} − {other:g}, COCO)"
 
-    Of the reproduction: levels of the parts, gains over all K. Of other profiles: what `study_numbers` gives.
+
+def headline_text(target: Path) -> str:
+    """The whole headline of a published profile as Markdown, from its records.
+
+    Args:
+        target: ``results/published/<profile>``.
     """
-    folder = f"results/published/{profile}"
-    table = result_rows(profile, records, runs, records_at=f"{folder}/records")
-    if IN_README_OF.get(profile, "results") != "results":
-        wanted = {quantity for quantity, *_ in study_numbers(records)}
-        table = table[table["what"].isin(wanted)].drop(columns=["paper", "difference"])
-        return f"{to_markdown(table, is_padded=False)}\n{STUDY_NOTE} All tables and figures: `{folder}/`.\n"
-    table = table[in_readme(table["what"])]
-    more = f"More numbers like these: [{HEADLINE}]({folder}/tables/{HEADLINE}); all tables and figures: `{folder}/`."
-    return f"{to_markdown(table, is_padded=False)}\n{NOT_COMPARABLE} {more}\n"
+    records = load_records(target / "records")
+    runs = planned_runs(target.name)
+    rows = result_rows(target.name, records, runs, records_at="../records")
+    warnings = "".join(f"\n{line}\n" for line in warning_lines(records, runs))
+    return f"{to_markdown(rows, is_padded=False)}\n{NOTE}\n{warnings}"
 
 
-def in_readme(quantities: pd.Series) -> pd.Series:
-    """Which of the headline the README names: of gains those over all K, or of one K where one was run."""
-    over_all = quantities.str.contains(", mean over K, ").any()
-    which = "mean over K" if over_all else "K="
-    return quantities.str.contains(rf"{IN_README}{which})")
-
-
-def update_readme(path: Path, text: str, *, name: str = "results") -> None:
-    """Put ``text`` between the two markers of that name in the README.
-
-    Raises:
-        RecordError: If the README does not hold the two markers once.
-    """
-    readme = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"(<!-- {name}: begin[^>]*-->).*?(<!-- {name}: end -->)", re.DOTALL)
-    if len(pattern.findall(readme)) != 1:
-        raise RecordError(
-            f"{path}: expected the markers of the results once, <!-- {name}: begin --> to <!-- {name}: end -->."
-        )
-    new = pattern.sub(lambda found: f"{found[1]}\n\n{text}\n{found[2]}", readme)
-    path.write_text(new, encoding="utf-8", newline="\n")
+def warning_lines(records: Sequence[Mapping], runs: Sequence[RunSpec]) -> list[str]:
+    """The warnings of a profile's records, a line each."""
+    return [f"{WARNING} {text}" for text in warning_sentences(records, plan=plan_of(runs))]
 
 
 def check_profile(arguments: argparse.Namespace) -> None:
@@ -334,7 +347,9 @@ def check_profile(arguments: argparse.Namespace) -> None:
 
 
 def run_command(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Do what the command line asks for; the README's generated parts follow from what is published."""
+    from risf_core.report.readme_blocks import refresh  # which is made of the functions above
+
     check_profile(arguments)
     folder = arguments.results or results_dir(arguments.profile)
     records = load_records(folder / "records") if arguments.results else read_records(arguments.profile)
@@ -350,12 +365,12 @@ def run_command(arguments: argparse.Namespace) -> None:
     if arguments.publish:
         target = project_root() / "results" / "published" / arguments.profile
         publish(arguments.profile, records, runs, folder, target)
-        if arguments.profile in IN_README_OF:
-            text = readme_table(arguments.profile, load_records(target / "records"), runs)
-            update_readme(project_root() / "README.md", text, name=IN_README_OF[arguments.profile])
+        refresh()
         sys.stdout.write(f"Published to {target}; look at it, then commit it.\n")
         return
     paths = write_all(records, folder, runs=runs)
+    if not arguments.results:
+        refresh()
     sys.stdout.write(
         f"Wrote {len(paths)} files from {len(records)} records to {folder}/tables and {folder}/figures.\n"
     )
