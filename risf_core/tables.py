@@ -12,9 +12,10 @@ import pandas as pd
 
 from risf_core.report.backbone_tables import backbones_at_accuracy_table, backbones_cost_table
 from risf_core.report.base_class_tables import base_class_tables
+from risf_core.report.base_class_tables import rescored_table as rescored_table_of_bases
 from risf_core.report.base_models import has_several_bases, of_one_base
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
-from risf_core.report.crossed_tables import crossed_tables
+from risf_core.report.crossed_tables import claims_effects_table, crossed_tables
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
 from risf_core.report.latency_tables import latency_tables
@@ -408,17 +409,26 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
 
 def watched_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
     """The tables whose own data may show a sign of failure, of nAP50 where a table has a metric."""
-    records = of_one_base(records)
-    return [
+    effects = claims_effects_table(records)
+    if has_several_bases(records):
+        records, plan = of_one_base(records), Plan(is_known=True)
+    tables = [
+        effects,
         paired_table(records, plan=plan),
         gfsod_table(records),
+        rescored_table_of_bases(records),
         sensitivity_c_table(records),
         beta_omega_table(records),
         gamma_epsilon_table(records),
-        backbones_table(records),
+        fraction_table(records),
+        map_table(records),
+        components_table(records),
+        regimes_table(records),
         rates_table(records),
+        backbones_table(records),
         selection_table(records),
     ]
+    return with_warnings(tables, records)
 
 
 if __name__ == "__main__":

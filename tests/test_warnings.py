@@ -18,6 +18,7 @@ from risf_core.report.warning_signs import (
     bnrl_effects_below_ce,
     caption_warnings,
     headline_too_wide,
+    signs_of_regimes,
     warning_sentences,
     with_warnings,
 )
@@ -73,6 +74,31 @@ def test_effects_over_base_models_below_0_are_said():
     (sign,) = bnrl_effects_below_ce(effects)
     assert "bnrl - ce −2.0 ± 0.5 (kshot, K=1)" in sign.text and "K=10" not in sign.text
     assert not bnrl_effects_below_ce(effects[1:])
+
+
+def test_a_regime_where_bnrl_loses_and_a_chosen_rate_at_an_end_are_said():
+    data = pd.DataFrame(
+        [
+            {
+                "regime": regime,
+                "arm": "full",
+                "shots": 5,
+                "rate": rate,
+                "at_edge": at_edge,
+                "difference": mean,
+            }
+            | {"difference_half_width": 1.0}
+            for regime, rate, at_edge, mean in (
+                ("frozen", "0.02", False, 5.0),
+                ("res5", "0.02", False, -6.6),
+                ("res5", "chosen", True, -0.5),
+            )
+        ]
+    )
+    below, edge = signs_of_regimes(data)
+    assert "in 1 of 3 rows: −6.6 ± 1.0 (res5, full, K=5, rate 0.02)" in below.text
+    assert edge.text.endswith("tried: res5, full, K=5.") and edge.tables == below.tables == ("regimes",)
+    assert not signs_of_regimes(data[:1])
 
 
 def gfsod(fall: float) -> list[dict]:

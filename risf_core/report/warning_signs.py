@@ -93,6 +93,26 @@ def bnrl_effects_below_ce(effects: pd.DataFrame) -> list[Sign]:
     return [Sign("bnrl", ("claims_effects",), text)]
 
 
+def signs_of_regimes(data: pd.DataFrame) -> list[Sign]:
+    """BNRL below cross-entropy by what is trained, and chosen rates that are at an end (the data of ``regimes``)."""
+    rows, signs = data.to_dict("records"), []
+    below = [
+        f"{interval_text(row['difference'], row['difference_half_width'], sign=True)} "
+        f"({cell_text(row, ['regime', 'arm', 'shots'])}, rate {row['rate']})"
+        for row in rows
+        if lies_below(row["difference"], row["difference_half_width"])
+    ]
+    if below:
+        text = f"BNRL is below cross-entropy (interval wholly below 0) in {len(below)} of {len(rows)} rows: "
+        text += f"{named(below)}."
+        signs.append(Sign("bnrl", ("regimes",), text))
+    ends = [cell_text(row, ["regime", "arm", "shots"]) for row in rows if row["at_edge"]]
+    if ends:
+        text = f"a chosen learning rate is the smallest or largest tried: {named(ends)}."
+        signs.append(Sign("edge", ("regimes",), text))
+    return signs
+
+
 def clips_too_weak(data: pd.DataFrame) -> list[Sign]:
     """CLIPs whose crops of novel objects are named right too rarely (the data of ``backbones``)."""
     if data.empty:
@@ -161,6 +181,7 @@ WATCHED: dict[str, Callable[[pd.DataFrame], list[Sign]]] = {
     "paired_nAP": lambda data: bnrl_below_ce(data, "nAP"),
     "paired_nAP75": lambda data: bnrl_below_ce(data, "nAP75"),
     "claims_effects": bnrl_effects_below_ce,
+    "regimes": signs_of_regimes,
     "backbones": clips_too_weak,
     "learning_rates": edges_of_rates,
     **{
