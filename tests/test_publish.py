@@ -8,6 +8,7 @@ from risf_core.errors import RecordError
 from risf_core.params import FineTuningParams
 from risf_core.report.publish import (
     headline,
+    headline_text,
     load_records,
     main,
     plan_of,
@@ -86,6 +87,24 @@ def test_summary_says_where_everything_lies(folder):
     assert "+6.0 ± 0.0 (2/2 up)" in text
     for name in ("tables", "figures", "runs", "records"):
         assert str(folder / name) in text
+
+
+def test_summary_and_headline_list_the_warnings(tmp_path):
+    rows = [
+        fine_tuning_row(seed=seed, loss=loss, nAP50=50.0 + seed - (2.0 + 0.1 * seed) * (loss == "bnrl"))
+        for seed in range(3)
+        for loss in ("ce", "bnrl")
+    ]
+    record = fine_tuning_record(rows)
+    target = tmp_path / "made_up"
+    (target / "records").mkdir(parents=True)
+    (target / "records" / "a.json").write_text(json.dumps(record))
+    warning = (
+        "WARNING: BNRL is below cross-entropy on this set (nAP50, interval wholly below 0): bnrl − ce −2.1"
+    )
+    assert warning in summary("made_up", [record], [], tmp_path)
+    assert warning in headline_text(target)
+    assert "WARNING" not in summary("made_up", [fine_tuning_record(rows[::2])], [], tmp_path)  # ce alone
 
 
 def test_published_records_name_no_host_and_old_files_vanish(folder, tmp_path, monkeypatch):
