@@ -88,13 +88,24 @@ def verdict_text(result: ClaimResult) -> str:
     return f"{result.verdict} (underpowered)" if result.is_underpowered else result.verdict
 
 
+def met_text(result: ClaimResult) -> str:
+    """How many numbers are as the rule expects, ``3 of 4``; – where none was judged by itself or one has no record."""
+    is_judged = result.rows and all(row.is_met is not None for row in result.rows)
+    return (
+        f"{sum(row.is_met for row in result.rows)} of {len(result.rows)} numbers"
+        if is_judged
+        else NOT_PLANNED
+    )
+
+
 def summary_table(results: Sequence[ClaimResult]) -> pd.DataFrame:
-    """One line for each claim: claim (a link to its section), verdict, why, notebook (links)."""
+    """One line for each claim: claim (a link to its section), verdict, how many numbers are so, notebook (links)."""
     is_asked = any(result.kind == "question" for result in results)
     rows = [
         {
             "question" if is_asked else "claim": f"[{result.says}](#{result.id})",
             "answer" if is_asked else "verdict": f"**{verdict_text(result)}**",
+            "as expected": met_text(result),
             "notebook": notebook_links(result.claim),
         }
         for result in results
