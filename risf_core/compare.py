@@ -50,7 +50,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sides", nargs=2, metavar=("A", "B"), help="differences are B - A")
+    parser.add_argument("first", metavar="A", help="one side")
+    parser.add_argument("second", metavar="B", help="the other; differences are B - A")
     parser.add_argument(
         "--by",
         default="K,split",
@@ -82,7 +83,7 @@ def compare(arguments: argparse.Namespace) -> list[Path]:
     from risf_core.report import compare_tables as tables
     from risf_core.selectors import Truths, opened
 
-    with opened(arguments.sides) as (first, second):
+    with opened([arguments.first, arguments.second]) as (first, second):
         columns = {
             name for side in (first, second) for s in side.sources for row in s.record["rows"] for name in row
         }
@@ -131,7 +132,7 @@ def _drawings(
         for _, row in kinds[kinds["kind"] == "AP50"].iterrows()
     ]
     caption = f"What each kind of error costs (TIDE's kinds). {about} {alike}".strip()
-    drawings = {"error_kinds": kinds_figure(kinds, titles, heads, caption)}
+    drawings = {"error_kinds": kinds_figure(kinds, titles, tables.legend(pairing), caption)}
     chosen = [_chosen(pairing, changes, results, cells, sign) for sign in (1, -1)]
     if any(chosen):
         caption = (

@@ -279,12 +279,13 @@ def _refuse_the_same(
     sides: Sequence[Side], frames: Sequence[pd.DataFrame], pairs: pd.DataFrame, notes: list[str]
 ) -> None:
     """ParamsError if every row is compared with itself; a note if some are."""
-    if sides[0].origin != sides[1].origin:
-        return
-    ids = [frames[0].loc[pairs["a_place"], "run_id"], frames[1].loc[pairs["b_place"], "run_id"]]
+    places = [
+        [str(side.sources[place].artifacts) for place in frame.loc[pairs[name], "source"]]
+        for side, frame, name in zip(sides, frames, PLACES)
+    ]
     columns = [name for name in KEYS if name in frames[0] and name in frames[1] and name != "variant"]
     cells = [frame.loc[pairs[place], columns].astype(str).to_numpy() for frame, place in zip(frames, PLACES)]
-    is_same = (ids[0].to_numpy() == ids[1].to_numpy()) & (cells[0] == cells[1]).all(axis=1)
+    is_same = (np.array(places[0]) == np.array(places[1])) & (cells[0] == cells[1]).all(axis=1)
     if is_same.all():
         raise ParamsError(
             f"{sides[0].word} and {sides[1].word} are the same {len(pairs)} rows. Expected two sides, such as "

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 ALIASES = {"K": "shots"}
 OF_RECORDS = ("notebook", "run_id")
+_why_not_current = cache(why_not_current)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,9 +266,6 @@ def _of_profile(profile: str) -> list[Source]:
     return found
 
 
-_why_not_current = cache(why_not_current)
-
-
 def current(side: Side, notebook: str | None = None) -> Side:
     """A side without the records of a profile that are out of date, which are named.
 
@@ -306,7 +304,7 @@ def _of_run(where: str) -> list[Source]:
         names = ", ".join(f"{path.parents[1].name}/{path.stem}" for path in paths[:6])
         raise ParamsError(f"{where!r} is the beginning of {len(paths)} runs: {names}. Name one of them.")
     for path in paths:
-        if reason := why_not_current(path):
+        if reason := _why_not_current(path):
             logger.warning("%s is compared as it is: %s.", shown(path), reason)
     return [_of_file(path) for path in paths]
 
@@ -315,7 +313,9 @@ def _of_files(where: str, path: Path) -> list[Source]:
     if path.is_dir():
         paths = sorted(path.glob("*.json")) or sorted((path / "records").glob("*.json"))
     else:
-        paths = [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(str(path)))]
+        paths = (
+            [path] if path.is_file() else [Path(one) for one in sorted(glob.glob(str(path), recursive=True))]
+        )
     if not paths:
         raise ParamsError(f"{where}: there is no record (*.json). Expected the folder or files of records.")
     sources = [_of_file(path) for path in paths]

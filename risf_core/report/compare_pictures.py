@@ -76,7 +76,8 @@ def kinds_figure(summary: pd.DataFrame, groups: Sequence[str], heads: Sequence[s
         ax.grid(axis="y", visible=False)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(left=0)
-    figure.supxlabel("points of AP50 that fixing this kind alone would give", fontsize=9)
+    for ax in axes[-1]:
+        ax.set_xlabel("points of AP50 if this alone were fixed")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
     left_out = len(rows) // len(KINDS) - num_groups

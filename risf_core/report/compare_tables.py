@@ -23,6 +23,12 @@ def heads(pairing: Pairing) -> tuple[str, str]:
     )
 
 
+def legend(pairing: Pairing) -> tuple[str, str]:
+    """The two headings with what each side has and the other has not, for a figure."""
+    values = [[_value(pair[place]) for pair in pairing.differing.values()] for place in (0, 1)]
+    return tuple(": ".join(filter(None, (head, ", ".join(own)))) for head, own in zip(heads(pairing), values))
+
+
 def describe_sides(pairing: Pairing) -> str:
     """Two sentences: what A and B are, and in what they differ."""
     texts = []
