@@ -8,6 +8,7 @@ import pytest
 from risf_core.errors import RecordError
 from risf_core.report.base_models import base_labels, bases_of_backbones, has_several_bases, of_one_base
 from risf_core.report.crossed import crossed_interval
+from risf_core.report.crossed_numbers import crossed_numbers
 from risf_core.report.crossed_rows import all_effects, best_rates, crossed_rows
 from risf_core.report.crossed_tables import (
     base_model_cells,
@@ -19,6 +20,8 @@ from risf_core.report.crossed_tables import (
     effect_cells,
     level_cells,
 )
+from risf_core.report.publish import headline, planned_runs
+from risf_core.report.selection import tables_of
 from risf_core.report.statistics import notebook_of
 from tests.crossed_records import (
     BEST_RATES,
@@ -135,9 +138,16 @@ def test_strongest_simple_control_stands_among_the_levels(exact):
         for name in ("ce", "ce at its best rate", "ce at its best rate + CM-CLIP", "bnrl + CM-CLIP")
     }
     assert levels["ce at its best rate"] - levels["ce"] == pytest.approx(LOSS_EFFECT["ce", True])
-    assert levels["bnrl + CM-CLIP"] - levels["ce"] == pytest.approx(1.0 + GAIN + SECOND_MORE / 2)
+    assert levels["bnrl + CM-CLIP"] - levels["ce"] == pytest.approx(
+        1.0 + GAIN
+    )  # the first CLIP: both lines have it
+    two = one(cells, over="2", arm="kshot", shots=10, cell="bnrl + CM-CLIP")
+    without = one(cells, over="2", arm="kshot", shots=10, cell="bnrl")
+    assert two["mean"] - without["mean"] == pytest.approx(GAIN + SECOND_MORE / 2) and two["clips"] == 2
     table = claims_levels_table(exact)
     assert "strongest simple control" in table.caption and "ce 0.05" in table.caption
+    controls = [number for number in crossed_numbers(exact) if ": ce at its best rate" in number.quantity]
+    assert len(controls) == 4  # with and without CM-CLIP, in both arms
     assert {"1", "2", "3", "1, 3"} == set(table.display["splits"])
 
 
@@ -232,6 +242,32 @@ def test_backbones_run_of_two_base_models_is_refused(records):
     mixed = second_clip([tuned(1, 0, 1, seeds=2), tuned(1, 1, 1, seeds=2)], 0)
     with pytest.raises(RecordError, match="Expected one run of 32_clip_backbones for each base model"):
         bases_of_backbones([*records, mixed])
+
+
+def test_headline_calls_wide_intervals_underpowered(records):
+    table = headline(records)
+    effects = table[table["quantity"].str.contains(" − ")]
+    interaction = table[table["quantity"].str.startswith("interaction")]
+    assert len(effects) == 24 and len(interaction) == 4 and table["quantity"].is_unique
+    for row in effects.itertuples():
+        assert ("underpowered" in row.value) == (row.half_width > 1.0)
+        assert row.n == int(
+            np.prod([int(part.split()[0]) for part in row.quantity.split("over ")[1].split(" × ")])
+        )
+    assert not table["quantity"].str.startswith("CM-CLIP's gain").any()  # what one base model would say
+
+
+def test_planned_tables_of_one_base_model_do_not_say_that_runs_are_missing(records):
+    names = [table.name for table in tables_of(records, planned_runs("mini"))]
+    assert "claims_effects" in names and "cost" in names
+    assert not any(
+        name.startswith(("main_", "paired_", "interaction", "per_class", "rescored")) for name in names
+    )
+
+
+def test_trainings_with_other_seeds_are_named_by_them(records):
+    (table,) = [table for table in tables_of(records) if table.name == "base_training"]
+    assert "base_training-split1-seed2 (seed 2)" in table.display
 
 
 def test_tables_are_written_in_their_three_forms(records, tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from risf_core.effects import CELLS, EFFECTS, SELECT_SPLIT
 from risf_core.report.base_models import has_several_bases
 from risf_core.report.crossed import (
     POWER,
@@ -19,11 +20,8 @@ from risf_core.report.crossed import (
     variance_components,
 )
 from risf_core.report.crossed_rows import (
-    CELLS,
-    EFFECTS,
     FIRST,
     SECOND,
-    SELECT_SPLIT,
     all_effects,
     best_rates,
     cell_values,
@@ -55,7 +53,9 @@ INTERVAL_NOTE = (
 COUNT_NOTE = (
     "n: splits × base models of a split × draws × CLIPs; (k left out) where not every base model has a draw."
 )
-CLIP_NOTE = "Values with CM-CLIP are means over the CLIPs, which are trainings of one tower and too few for a random factor."
+CLIP_NOTE = (
+    "Values with CM-CLIP are means over the CLIPs, trainings of one tower and too few for a random factor."
+)
 UNDERPOWERED = "UNDERPOWERED"
 WIDE_NOTE = f"{UNDERPOWERED}: the half-width exceeds {WIDE:.1f} points."
 
@@ -202,8 +202,9 @@ def level_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Data
         sets = [shared] if len(shared) > 1 else []
         sets += [[split] for split in sorted(set(own["split"]))]
         for place, splits in enumerate(sets):
+            clips = _shared_clips(found, splits)
             for name, values in found.items():
-                values = values[values["split"].isin(splits)]
+                values = values[values["split"].isin(splits) & values["clip"].isin(["", *clips])]
                 if len(values):
                     rows.append((place, ", ".join(map(str, splits)), arm, name, shots, *_level(values)))
     data = pd.DataFrame(rows, columns=["place", *columns])
@@ -214,11 +215,18 @@ def level_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Data
     return data[columns].reset_index(drop=True)
 
 
+def _shared_clips(found: Mapping[str, pd.DataFrame], splits: Sequence[int]) -> set[str]:
+    """The CLIPs with which every re-scored line has as many values on these splits as with the first one."""
+    clips = {FIRST, SECOND}
+    for values in found.values():
+        counts = values.loc[values["split"].isin(splits), "clip"].value_counts()
+        if len(counts) and "" not in counts:
+            clips &= {clip for clip, count in counts.items() if count == counts.max()}
+    return clips
+
+
 def _level(values: pd.DataFrame) -> tuple:
-    """Numbers, counts and runs of one level, of the CLIPs that have every cell of the first."""
-    cells = {clip: set(zip(own["split"], own["base"], own["seed"])) for clip, own in values.groupby("clip")}
-    largest = max(cells.values(), key=len)
-    values = values[values["clip"].isin([clip for clip, found in cells.items() if found == largest])]
+    """Numbers, counts and runs of one level."""
     interval = crossed_interval(mean_over_clips(values))
     clips = values.loc[values["clip"] != "", "clip"].nunique()
     runs = " ".join(sorted(set(values["run_id"])))
@@ -241,8 +249,8 @@ def claims_levels_table(records: Sequence[Mapping], *, metric: str = "nAP50") ->
     display = display.rename(columns={"over": "splits", "cell": "loss and re-scoring"})
     caption = (
         f"{metric} (%) of the novel classes on the test images, setting fsod. First the mean over the splits that "
-        f"every line has, then each split. {INTERVAL_NOTE} {CLIP_NOTE} {COUNT_NOTE}{_rates_note(records)} "
-        "Cross-entropy at its best learning rate is the strongest simple control."
+        "every line has, then each split; with the CLIPs that each line there has. Cross-entropy at its best learning "
+        f"rate is the strongest simple control. {INTERVAL_NOTE} {CLIP_NOTE} {COUNT_NOTE}{_rates_note(records)}"
     )
     return Table("claims_levels", caption, cells, display)
 
