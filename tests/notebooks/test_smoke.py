@@ -132,12 +132,15 @@ PICTURES = {
     "30_ablation_c": 1,
     "31_ablation_bnrl": 3,  # the loss's shape, two heat maps
     "32_clip_backbones": 2,  # gain by accuracy, towers at equal accuracy
+    "33_missing_annotations": 4,  # known share, map of the weights, parts, kinds of images
     "34_latency": 3,  # accuracy by time, parts, boxes an image
     "35_other_detectors": 1,
     "36_label_space": 2,  # what was chosen, single changes
     "37_rescoring_controls": 3,  # controls, sizes, classes
+    "43_test_images": 1,
     "41_base_classes": 4,  # changes over c, classes, confusions, gallery
     "39_training_regimes": 1,
+    "42_missing_rate": 2,  # estimated over planted rates, suspected places
 }
 
 
@@ -449,6 +452,50 @@ def _learned_temperature(smoke: Smoke) -> float:
     return float(torch.load(path, weights_only=True)["logit_scale"].exp())
 
 
+def test_33_missing_annotations_begins_where_other_notebooks_train(smoke):
+    """With nothing known, and on the arm kshot, its rows are those of 38_learning_rates at the chosen rate."""
+    record, rates = smoke.record("33_missing_annotations"), smoke.record("38_learning_rates")["rows"]
+    means = {(row["loss"], row["lr"]): [] for row in rates}
+    for row in rates:
+        means[row["loss"], row["lr"]].append(row["nAP50"])
+    for loss, rate in record["metrics"]["rates"].items():
+        assert np.mean(means[loss, rate]) == max(
+            np.mean(own) for (name, _), own in means.items() if name == loss
+        )
+        for treatment, fraction, arm in (("ignored", 0.0, "missing"), ("kshot", None, "kshot")):
+            own = {
+                "treatment": treatment,
+                "fraction": fraction,
+                "loss": loss,
+                "role": "reported",
+                "is_fixed": True,
+            }
+            (row,) = [row for row in record["rows"] if own.items() <= row.items()]
+            (other,) = [r for r in rates if (r["arm"], r["loss"], r["lr"], r["seed"]) == (arm, loss, rate, 0)]
+            assert [row[name] for name in ("nAP50", "nAP")] == [other[name] for name in ("nAP50", "nAP")]
+
+
+def test_33_missing_annotations_keeps_the_labels_constant(smoke):
+    rows = smoke.record("33_missing_annotations")["rows"]
+    own = [
+        row for row in rows if row["role"] == "reported" and row["is_fixed"] and row["loss"] in ("ce", "bnrl")
+    ]
+    ignored = {(row["loss"], row["fraction"]): row for row in own if row["treatment"] == "ignored"}
+    assert sorted(ignored) == [(loss, share) for loss in ("bnrl", "ce") for share in (0.0, 0.5, 1.0)]
+    for loss in ("ce", "bnrl"):
+        none, half, all_ = (ignored[loss, share] for share in (0.0, 0.5, 1.0))
+        assert none["labels"] == half["labels"] == all_["labels"] == 2 * len(NOVEL)
+        assert none["candidates"] >= half["candidates"] >= all_["candidates"]
+        assert none["candidates"] > all_["candidates"]
+        (labelled,) = [
+            row for row in own if (row["treatment"], row["fraction"], row["loss"]) == ("labelled", 1.0, loss)
+        ]
+        assert labelled["labels"] == 2 * len(NOVEL) * (1 + 4)  # four further novel objects an image
+    chosen = {row["lr"] for row in rows if row["loss"] == "focal" and row["role"] == "reported"}
+    tried = {row["lr"]: row["nAP50"] for row in rows if row["loss"] == "focal" and row["role"] == "selection"}
+    assert chosen == {min(rate for rate in tried if tried[rate] == max(tried.values()))}
+
+
 def test_34_latency_counts_what_it_measures(smoke):
     """Rows hold what repeats: crops encoded and what they give, for the boxes that fine-tuning stored."""
     rows = smoke.record("34_latency")["rows"]
@@ -641,6 +688,52 @@ def test_37_rescoring_controls_follow_from_stored_cosines(smoke):
     assert len(set(controls.values())) > 3
 
 
+def test_39_training_regimes_has_a_row_for_every_cell(smoke):
+    """And its table pairs them by seed."""
+    record = smoke.record("39_training_regimes")
+    rates, rows = record["params"]["rates"], record["rows"]
+    settings = {(r, loss, lr) for r, losses in rates.items() for loss, own in losses.items() for lr in own}
+    for role, seeds in (("reported", {0, 1}), ("selection", {0})):
+        own = [row for row in rows if row["role"] == role]
+        assert {(row["regime"], row["loss"], row["lr"]) for row in own} == settings
+        assert {row["seed"] for row in own} == seeds and len(own) == len(seeds) * 2 * len(settings)
+    assert all(0 <= row["nAP50"] <= 100 for row in rows) and len({row["final_loss"] for row in rows}) > 24
+    values = {
+        (row["regime"], row["arm"], row["loss"], row["lr"], row["seed"]): row["nAP50"]
+        for row in rows
+        if row["role"] == "reported"
+    }
+    table = smoke.table("regimes")
+    for row in table[table["rate"] == "0.05"].to_dict("records"):
+        place = row["regime"], row["arm"]
+        pairs = [values[(*place, "bnrl", 0.05, seed)] - values[(*place, "ce", 0.05, seed)] for seed in (0, 1)]
+        assert row["difference"] == pytest.approx(np.mean(pairs), abs=1e-4) and row["difference_n"] == 2
+    assert (table["rate"] == "chosen").sum() == 4  # two regimes, two arms
+
+
+def test_42_missing_rate_estimates_what_was_planted(smoke):
+    record = smoke.record("42_missing_rate")
+    cells = [row for row in record["rows"] if row["part"] == "cell"]
+    assert len(cells) == 2 * 3 * 2  # roles, sets of images, kinds of score
+    for row in cells:
+        assert row["annotated"] > 0 and row["images"] > 0
+        if (row["arm"], row["dropped"]) == ("missing", None):  # four further objects in each image
+            assert row["unannotated"] == 4 * row["images"] == 4 * row["annotated"]
+        if row["dropped"] == 0.0:
+            assert row["unannotated"] == 0
+        if row["role"] == "reported":
+            expected = row["estimated"] / (row["annotated"] + row["estimated"])
+            assert row["rate"] == pytest.approx(expected) and 0 <= row["low"] <= row["high"] <= 1
+    chosen = {row["score"]: row for row in record["rows"] if row["part"] == "setting"}
+    assert chosen.keys() == {"detector", "cm_clip"} and chosen["cm_clip"]["c"] == 0.5
+    images = [row for row in record["rows"] if row["part"] == "image" and row["score"] == "detector"]
+    (cell,) = [r for r in cells if (r["role"], r["dropped"], r["score"]) == ("reported", None, "detector")]
+    counted = sum(row["suspected"] for row in images) - chosen["detector"]["false_per_image"] * cell["images"]
+    assert cell["estimated"] == pytest.approx(max(0.0, counted) / cell["found_per_box"])
+    table = smoke.table("missing_rate")
+    assert set(table["arm"]) == {"missing", "full", "all"} and len(table) == 2 * 4
+
+
 def test_37_rescoring_controls_tell_sizes_and_classes_apart(smoke):
     rows, objects = smoke.record("37_rescoring_controls")["rows"], _test_objects(smoke)
     found, beside = _cell(smoke, seed=0)
@@ -685,7 +778,9 @@ def test_41_base_classes_agrees_with_fine_tuning_where_both_measure(smoke):
             assert row[name] == pytest.approx(theirs[name], abs=1e-4)
     objects = _test_objects(smoke)
     classes = {row["name"]: row for row in record["rows"] if row["part"] == "class"}
-    assert {name: row["objects"] for name, row in classes.items()} == {name: objects[name] for name in CLASSES}
+    assert {name: row["objects"] for name, row in classes.items()} == {
+        name: objects[name] for name in CLASSES
+    }
     changes = [row for row in record["rows"] if row["part"] == "images"]
     assert len(changes) == 2 and {row["images"] for row in changes} == {24}
 
