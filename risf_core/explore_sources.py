@@ -184,13 +184,12 @@ def first_view(exploration: Exploration, params: ExploreParams) -> tuple[CellKey
         ParamsError: If there is none of these; what there is, is listed.
     """
     keys = list(exploration.loaders)
-    wanted = {"split": params.split, "shots": params.shots, "loss": params.loss, "arm": params.arm}
-    for name, value in (wanted | {"seed": params.few_shot_seed}).items():
+    for name, parameter in zip(CellKey._fields, ("first_split", "shots", "loss", "arm", "few_shot_seed")):
         known = list(dict.fromkeys(getattr(key, name) for key in keys))
+        value = getattr(params, parameter)
         if value is None:
             value = max(known) if name == "shots" else known[0]
         elif value not in known:
-            parameter = "few_shot_seed" if name == "seed" else name
             choices = ", ".join(map(str, known))
             raise ParamsError(f"{parameter}: {value}, but of what was chosen before it there is {choices}.")
         keys = [key for key in keys if getattr(key, name) == value]

@@ -457,7 +457,8 @@ class ExploreParams(NotebookParams):
     fine_tuning: RunRefs = Field((), description="runs of 20_fine_tuning; none finished: the demo's weights")
     num_images: Count = Field(40, description="test images to choose from, the first ones")
     # what is shown first, and in a run without sliders
-    split: SplitNumber | None = Field(None, description="of the cell; null: the first")
+    # not named split: runs of several splits may be shown side by side
+    first_split: SplitNumber | None = Field(None, description="split; null: the first")
     shots: Count | None = Field(None, description="K; null: the largest")
     loss: str | None = Field(None, description="its name in the tables; null: the first")
     arm: Arm | None = Field(None, description="which K-shot images; null: the first")

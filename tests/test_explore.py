@@ -300,7 +300,7 @@ def test_the_first_view_is_what_the_parameters_ask_for(tmp_path):
     for values, message in (
         ({"shots": 3}, "shots: 3, but of what was chosen before it there is 5, 10"),
         ({"loss": "bnrl"}, "loss: bnrl, but of what was chosen before it there is ce"),
-        ({"split": 2}, "split: 2, but"),
+        ({"first_split": 2}, "first_split: 2, but"),
         ({"few_shot_seed": 7}, "few_shot_seed: 7, but of what was chosen before it there is 0, 3"),
         ({"image": 3}, "image: 3, but the first 3 test images are offered"),
     ):

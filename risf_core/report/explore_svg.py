@@ -20,8 +20,8 @@ from risf_core.report.figure_style import COLORS
 if TYPE_CHECKING:
     from risf_core.explore import View
 
-WIDTH = 290  # pixels of one panel
-CURVE_HEIGHT = 290
+WIDTH = 264  # pixels of one panel; three stand side by side in a window of 1280
+CURVE_HEIGHT = 264
 FONT, CHAR, LINE = 11, 6.3, 14  # size of a label's text, width of a letter about, height of its patch
 COLOR = {True: COLORS[0], False: COLORS[1]}  # right, wrong
 DASHES = {True: "", False: ' stroke-dasharray="5 2"'}
