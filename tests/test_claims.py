@@ -325,6 +325,10 @@ def test_an_id_that_is_given_twice_and_a_file_that_is_not_there_are_refused(tmp_
             {"effect": "bnrl - ce", "shots": 3},
             "profile mini has no effect bnrl - ce, 3 (nearest: bnrl - ce, ",
         ),
+        (
+            {"effect": "ce - bnrl", "arm": "full", "shots": 1},
+            "has no effect ce - bnrl, full, 1 (nearest: bnrl - ce",
+        ),
         ({"effect": "bnrl - ce", "arm": "missing"}, "3 rows fit; name one"),
         (
             {"table": "t", "where": {"arms": "a"}, "value": "mean"},

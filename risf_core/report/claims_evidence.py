@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 
+import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
@@ -172,7 +173,7 @@ def _row(evidence: Evidence, source: ProfileNumbers, notebooks: Sequence[str], w
             )
     own = data
     for key, value in wanted.items():
-        own = own[[_same(found, value) for found in own[key]]]
+        own = own[np.array([_same(found, value) for found in own[key]], dtype=bool)]
     if own.empty:
         lines = [", ".join(map(str, row)) for row in data[list(wanted)].itertuples(index=False, name=None)]
         return _absent(evidence, what, list(dict.fromkeys(lines)), source, notebooks, where)
