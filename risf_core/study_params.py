@@ -460,3 +460,106 @@ class BaseClassesParams(NotebookParams):
                 "label_spaces lacks rescored+background, the paper's where novel classes are re-scored"
             )
         return self
+
+
+class TestImagesParams(NotebookParams):
+    """43_test_images: how much of an effect's uncertainty the test images make, by drawing them anew."""
+
+    __test__: ClassVar[bool] = False  # no test of pytest's, whatever its name
+    notebook: ClassVar[str] = "43_test_images"
+    fine_tuning: RunRefs = Field(
+        min_length=1, description="runs of 20_fine_tuning whose boxes and cosines are taken"
+    )
+    arms: Many[Arm] = Field(("kshot", "missing"), min_length=1, description="which K-shot images")
+    losses: Many[str] = Field(("ce", "bnrl"), min_length=1, description="names of the losses taken")
+    seeds: Many[Seed] | None = Field(None, description="draws to take; null: all of the runs")
+    resamples: int = Field(1000, ge=20, description="draws of the test images with replacement")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        check_repeats(self, "arms", "losses")
+        return self
+
+
+class EstimatorSettings(Strictly):
+    """How 42_missing_rate counts with one kind of score."""
+
+    c: Share | None = Field(None, description="weight of the detector's score beside CLIP's; null: it alone")
+    recall: float = Field(
+        0.5, gt=0, le=1, description="claimed places for each annotated box at the score taken"
+    )
+    false_per_image: float = Field(0.0, ge=0, description="false places an image at that score")
+
+
+class MissingRateParams(NotebookParams):
+    """42_missing_rate: how many objects nobody annotated in K-shot images, with the error on planted truth."""
+
+    notebook: ClassVar[str] = "42_missing_rate"
+    base: RunRef = Field(description="run of 10_base_training: of the images that are judged")
+    select_base: RunRef | None = Field(
+        None,
+        description="run of 10_base_training, of another split, to choose settings on; null: judge images as they are",
+    )
+    settings: dict[Literal["detector", "cm_clip"], EstimatorSettings] = Field(
+        {"detector": EstimatorSettings(), "cm_clip": EstimatorSettings(c=0.5)},
+        description="taken where select_base is null; studies chose them on split 2",
+    )
+    shots: Count = Field(5, description="K, boxes per class")
+    seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws that are judged")
+    select_seeds: Many[Seed] = Field((0, 1, 2), min_length=1, description="draws to choose settings on")
+    arms: Many[Literal["kshot", "missing"]] = Field(
+        ("missing", "kshot"), description="as drawn, where planted"
+    )
+    dropped_shares: Many[Share] = Field(
+        (0.0, 0.2, 0.4, 0.6, 0.8), description="shares of all annotations left out, where planted"
+    )
+    folds: int = Field(
+        5, ge=2, description="an image is judged by a detector that was trained without its fold"
+    )
+    loss: Literal["ce", "ce_bg", "bnrl"] = Field("ce", description="of the detectors that judge")
+    clip: ClipSource | None = Field(None, description="null: by the detector's score alone")
+    cm_clip: CmClipParams = Field(
+        CmClipParams(), description="how crops are made; its last label space is taken"
+    )
+    c: Many[Share] = Field(
+        (0.0, 0.3, 0.5, 0.7), min_length=1, description="weights of the detector to choose from"
+    )
+    recalls: Many[Annotated[float, Field(gt=0, le=1)]] = Field(
+        (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), min_length=1, description="recalls to choose from"
+    )
+    resamples: Count = Field(500, description="draws of the images with replacement, for the interval")
+    head: HeadParams = HeadParams()
+    solver: SolverParams = SolverParams(iterations=150, lr=0.05, weight_decay=1.0e-3, precision="fp32")
+
+    def few_shot_params(self, split: int, *, role: str) -> FewShotParams:
+        """What a fine-tuning of this study takes; role: "selection", "reported" (both planted) or "own"."""
+        shared = ("profile", "data", "seed", "device", "num_threads", "shots", "head", "solver")
+        is_selection = role == "selection"
+        return FewShotParams(
+            **{name: getattr(self, name) for name in shared},
+            split=split,
+            arms=("kshot",) if role == "own" else tuple(dict.fromkeys(("full", *self.arms))),
+            seeds=self.select_seeds if is_selection else self.seeds,
+            base=self.select_base if is_selection else self.base,
+        )
+
+    @model_validator(mode="after")
+    def _cells_are_in_the_data(self) -> Self:
+        check_repeats(self, "arms", "dropped_shares", "c", "recalls")
+        if self.shots < 2:
+            raise ValueError("shots is 1; expected 2 or more: a class must be left where a fold is held out")
+        if self.select_base is not None and self.data.source != "pictograms":
+            raise ValueError("select_base needs data of source pictograms, whose truth is known; write null")
+        split = getattr(self.data, "few_shot_splits", (1,))[0]
+        for role in ("own",) if self.select_base is None else ("reported", "selection"):
+            self.few_shot_params(split, role=role)
+        return self
+
+    @model_validator(mode="after")
+    def _every_kind_has_settings(self) -> Self:
+        kinds = {"detector": True, "cm_clip": self.clip is not None}
+        if lacking := [kind for kind, needed in kinds.items() if needed and kind not in self.settings]:
+            raise ValueError(f"settings has none for {lacking[0]}")
+        if self.settings.get("cm_clip") is not None and self.settings["cm_clip"].c is None:
+            raise ValueError("settings: cm_clip needs c, the weight of the detector's score")
+        return self

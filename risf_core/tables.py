@@ -17,9 +17,11 @@ from risf_core.report.base_models import has_several_bases, of_one_base
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.crossed_tables import claims_effects_table, crossed_tables
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
+from risf_core.report.image_tables import image_intervals_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
 from risf_core.report.latency_tables import latency_tables
 from risf_core.report.missing_part_tables import components_table, images_table
+from risf_core.report.missing_rate_tables import missing_rate_images_table, missing_rate_table
 from risf_core.report.missing_tables import fraction_table, map_table
 from risf_core.report.other_detectors_tables import (
     other_detectors_files_table,
@@ -378,7 +380,7 @@ def equal_boxes_note(records: Sequence[Mapping]) -> str:
 
 def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[Table]:
     """Every table, also those without a row; `risf_core.report.selection.tables_of` leaves these out."""
-    tables, costs = crossed_tables(records), cost_table(records)
+    tables, costs = [*crossed_tables(records), image_intervals_table(records)], cost_table(records)
     if has_several_bases(records):
         records, plan = of_one_base(records), Plan(is_known=True)
     tables += [main_table(records, metric=metric, plan=plan) for metric in ("nAP50", "nAP", "nAP75")]
@@ -395,7 +397,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [other_detectors_table(records), other_detectors_scores_table(records)]
     tables += [other_detectors_files_table(records)]
     tables += [rates_table(records)]
-    tables += [regimes_table(records)]
+    tables += [regimes_table(records), missing_rate_table(records), missing_rate_images_table(records)]
     tables += [fraction_table(records), map_table(records), components_table(records), images_table(records)]
     tables += base_class_tables(records)
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]

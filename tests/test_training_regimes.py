@@ -1,6 +1,8 @@
 """Training regimes: what learns in each, and that steps from the backbone's maps are those of the whole detector."""
 
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +14,17 @@ from risf_core.detecting import detect_images
 from risf_core.detector.faster_rcnn import FasterRCNN, scale_targets
 from risf_core.errors import ParamsError
 from risf_core.params import DetectorParams, SolverParams
+from risf_core.records import Rows
 from risf_core.report.regime_figures import regimes_figure
 from risf_core.report.regime_tables import chosen_rates, regime_cells, regimes_table
+from risf_core.studies import training_regimes
 from risf_core.studies.training_regimes import (
     backbone_maps,
     detect_from_maps,
     losses_from_maps,
     set_regime,
     train_from_maps,
+    train_regimes,
 )
 from risf_core.study_params import TrainingRegimesParams
 from risf_core.training import seed_everything, train_detector
@@ -204,3 +209,41 @@ def test_choosing_on_the_reported_split_is_said():
 def test_rates_that_cannot_be_compared_are_refused(rates, message):
     with pytest.raises(ValidationError, match=message):
         TrainingRegimesParams(profile="t", base="a.yaml", select_base="b.yaml", rates=rates)
+
+
+def test_a_killed_run_trains_no_cell_twice(tmp_path, monkeypatch):
+    params = TrainingRegimesParams(
+        profile="t",
+        data={"source": "pictograms", "few_shot_splits": (1, 2)},
+        base="a.yaml",
+        select_base="b.yaml",
+        seeds=(0, 1),
+        rates={"res5": {"ce": (0.002, 0.01), "bnrl": (0.01,)}},
+    )
+    trained = []
+
+    class Side:
+        def __init__(self, context, *_):
+            self.split = context.params.split
+
+        def judge(self, loss, solver, *, seed, arm, regime):
+            if len(trained) == 7:
+                trained.append(None)
+                raise KeyboardInterrupt
+            trained.append((self.split, seed, arm, regime, solver.lr))
+            return {"nAP50": float(len(trained)), "nAP": 0.0, "nAP75": 0.0}
+
+    def contexts(params, run):
+        for role, split in (("reported", 1), ("selection", 2)):
+            yield role, SimpleNamespace(params=params.few_shot_params(split, role=role))
+
+    monkeypatch.setattr(training_regimes, "_Side", Side)
+    monkeypatch.setattr(training_regimes, "_contexts", contexts)
+    with pytest.raises(KeyboardInterrupt):
+        train_regimes(params, SimpleNamespace(rows=Rows(tmp_path / "rows.jsonl")))
+    rows = train_regimes(params, SimpleNamespace(rows=Rows(tmp_path / "rows.jsonl")))
+    cells = [cell for cell in trained if cell is not None]
+    assert len(rows) == len(cells) == 2 * 2 * 3 + 1 * 2 * 3  # draws, arms, settings of each role
+    assert Counter(cells).most_common(1)[0][1] == 2  # ce and bnrl at .01
+    assert {(row["role"], row["split"]) for row in rows} == {("reported", 1), ("selection", 2)}
+    assert {row["lr"] for row in rows if row["loss"] == "ce"} == {0.002, 0.01}

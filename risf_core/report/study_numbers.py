@@ -8,7 +8,8 @@ from risf_core.report.base_class_tables import RESCORED_TEXTS, SPACE_TEXTS, pape
 from risf_core.report.control_tables import CONTROL_TEXTS, control_cells, rule_cells
 from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
-from risf_core.report.missing_tables import SAME, TREATMENTS, fraction_cells, map_cells
+from risf_core.report.missing_rate_tables import ALL, SCORES, missing_rate_cells
+from risf_core.report.missing_tables import OWN_RATES, SAME, TREATMENTS, fraction_cells, map_cells
 from risf_core.report.other_detectors_tables import WAYS, gains, name_of
 from risf_core.report.regime_tables import CHOSEN, REGIME_TEXTS, regime_cells
 from risf_core.report.statistics import notebook_of
@@ -27,6 +28,7 @@ def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
         *_base_classes(records),
         *_missing_annotations(records),
         *_regimes(records),
+        *_missing_rate(records),
         *_other_detectors(records),
         *_latency(records),
     ]
@@ -116,7 +118,7 @@ def _missing_annotations(records: Sequence[Mapping]) -> list[tuple]:
     rows = []
     for row in cells.itertuples():
         is_end = row.fraction in (*shares[:1], *shares[-1:])
-        if row.what == "bnrl − ce" and is_end:
+        if row.what in ("bnrl − ce", OWN_RATES[2]) and is_end:
             where = f"known share {row.fraction} of the missing annotations"
         elif row.what in ("ce", "bnrl", "bnrl − ce") and row.fraction not in shares:
             where = f"known share {shares[-1]} less {shares[0]}"
@@ -150,6 +152,18 @@ def _regimes(records: Sequence[Mapping]) -> list[tuple]:
         gain = row.difference, row.difference_half_width
         text = difference_text(*gain, int(row.difference_up), row.difference_n, "complete", 0)
         rows.append((quantity, text, row.difference_n, notebook, _runs(records, notebook), *gain))
+    return rows
+
+
+def _missing_rate(records: Sequence[Mapping]) -> list[tuple]:
+    """Bias and error of the estimated missing rate over all planted sets, by kind of score."""
+    notebook, cells = "42_missing_rate", missing_rate_cells(records)
+    rows = []
+    for row in cells[(cells["arm"] == ALL) & cells["rmse"].notna()].itertuples():
+        quantity = f"bias of the estimated missing rate, {SCORES[row.score]}, points, K={row.shots}, all planted sets"
+        bias = row.bias, row.bias_half_width
+        text = f"{interval_text(*bias, sign=True)} (RMSE {number(row.rmse)}; {row.covered:.0f}/{row.n} intervals hold)"
+        rows.append((quantity, text, row.n, notebook, _runs(records, notebook), *bias))
     return rows
 
 
