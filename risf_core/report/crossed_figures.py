@@ -1,5 +1,6 @@
 """Figures of a profile with several base models: effects, what makes them vary, the test images. From records alone."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -103,6 +104,12 @@ def _name_effects(axes: Sequence[Axes], heights: Mapping, names: Sequence[tuple[
         )  # fmt: skip
 
 
+def _line_names(lines: Sequence[tuple]) -> list[str]:
+    """Effect, loss and K of each line, in two rows of text where it is long."""
+    names = [f"{effect_name(effect, loss)}, K={shots}" for effect, loss, shots in lines]
+    return ["\n".join(textwrap.wrap(name, 32)) for name in names]
+
+
 @styled
 def components_figure(records: Sequence[Mapping], *, effects: pd.DataFrame | None = None) -> Drawing:
     """Standard deviations by source for each effect that claims rest on, one panel for each arm."""
@@ -131,8 +138,7 @@ def components_figure(records: Sequence[Mapping], *, effects: pd.DataFrame | Non
             )  # fmt: skip
         ax.set(title=arm, xlabel="standard deviation (points of nAP50)")
         ax.grid(visible=False, axis="y")
-    names = [f"{effect_name(effect, loss)}, K={shots}" for effect, loss, shots in lines]
-    axes[0, 0].set_yticks([-place for place in range(len(lines))], names, fontsize=7.5)
+    axes[0, 0].set_yticks([-place for place in range(len(lines))], _line_names(lines), fontsize=7.5)
     legend_below(figure, axes[0, 0], columns=3)
     first = cells.iloc[0]
     caption = (
@@ -164,10 +170,7 @@ def image_intervals_figure(records: Sequence[Mapping]) -> Drawing:
             sides = [[row.mean - row.low], [row.high - row.mean]]
             ax.errorbar(row.mean, y, xerr=sides, capsize=2, elinewidth=1.0, **look)
         ax.set(title=arm, xlabel="effect on nAP50 (points)")
-    names = [
-        f"{effect.replace(' - ', ' − ')}{f', {loss}' if loss else ''}, K={k}" for effect, loss, k in lines
-    ]
-    axes[0, 0].set_yticks([-place for place in range(len(lines))], names, fontsize=7.5)
+    axes[0, 0].set_yticks([-place for place in range(len(lines))], _line_names(lines), fontsize=7.5)
     return Drawing(figure, image_caption(cells))
 
 

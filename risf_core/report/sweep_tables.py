@@ -280,8 +280,11 @@ def _metrics_table(
             runs.setdefault(run_id, {})[metric] = number(value)
     metrics = list(dict.fromkeys(metric for values in runs.values() for metric in values))
     display = pd.DataFrame({"metric": metrics})
+    seeds = {record["run_id"]: (record.get("params") or {}).get("seed", 0) for record in records}
+    has_seeds = any(seeds[run_id] for run_id in runs)  # then several trainings share all but their seed
     for run_id, values in runs.items():
-        display[run_id] = [values.get(metric, NOT_PLANNED) for metric in metrics]
+        head = f"{run_id} (seed {seeds[run_id]})" if has_seeds else run_id
+        display[head] = [values.get(metric, NOT_PLANNED) for metric in metrics]
     return Table(name, caption, data, display)
 
 
