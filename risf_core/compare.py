@@ -11,9 +11,9 @@ base models; --by keeps those apart. Two examples, after `make reproduce`:
   .venv/bin/python -m risf_core.compare mini:loss=ce,rescoring=none mini:loss=ce,rescoring=cm_clip --by K
 
 Written to --output, and printed: paired (the table, with intervals), error_kinds (what each kind of error costs, where
-detections are stored), images (which changed most), unpaired (rows without a partner). Results of packs are named
-foreign in every table and never pooled with others; rows that were judged on other test data are refused. Exit code:
-0 compared, 2 refused, 130 stopped.
+detections are stored), images (which changed most), unpaired (rows without a partner); pairs.csv has every pair.
+Results of packs are named foreign in every table and never pooled with others; rows that were judged on other test
+data are refused. Exit code: 0 compared, 2 refused, 130 stopped.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from risf_core.report.table_format import Table
 
 OUTPUT = "results/scratch/compare"
-NAMES = ("paired", "error_kinds", "images", "unpaired")
-ENDINGS = ("csv", "md", "tex", "png", "pdf", "txt")
+NAMES = ("paired", "error_kinds", "images", "unpaired", "pairs")
+ENDINGS = ("csv", "md", "tex", "png", "txt")
 DRAWN = 3  # images on either side of the picture
 
 
@@ -93,6 +93,7 @@ def compare(arguments: argparse.Namespace) -> list[Path]:
         check_test_data(pairing, truths)
         cells = Cells(truths)
         results = CellResults() if arguments.table_only else read_cells(pairing, cells, by)
+        pairs = tables.pairs_table(pairing)
         told = [tables.paired_table(pairing, summary(pairing, by), results, by)]
         drawings = {}
         kinds, changes = kinds_summary(pairing, results, by), image_changes(results)
@@ -104,7 +105,7 @@ def compare(arguments: argparse.Namespace) -> list[Path]:
             told.append(tables.unpaired_table(pairing, by))
         notes = [*pairing.notes, *_what_is_missing(arguments, pairing, results)]
         _tell(told, notes)
-        return _write(arguments.output or project_path(OUTPUT), told, drawings, notes)
+        return _write(arguments.output or project_path(OUTPUT), [*told, pairs], drawings, notes)
 
 
 def _what_is_missing(arguments: argparse.Namespace, pairing: Pairing, results: CellResults) -> list[str]:
@@ -125,14 +126,14 @@ def _drawings(
     from risf_core.report import compare_tables as tables
     from risf_core.report.compare_pictures import images_figure, kinds_figure
 
-    heads, about = tables.heads(pairing), tables.describe_sides(pairing)
+    heads, about = tables.legend(pairing), tables.describe_sides(pairing)
     shown, alike = tables.shared(pairing, by)
     titles = [
         ", ".join(f"{tables.NAMES.get(name, name)} {row[name] or 'main'}" for name in shown) or "all pairs"
         for _, row in kinds[kinds["kind"] == "AP50"].iterrows()
     ]
     caption = f"What each kind of error costs (TIDE's kinds). {about} {alike}".strip()
-    drawings = {"error_kinds": kinds_figure(kinds, titles, tables.legend(pairing), caption)}
+    drawings = {"error_kinds": kinds_figure(kinds, titles, heads, caption)}
     chosen = [_chosen(pairing, changes, results, cells, sign) for sign in (1, -1)]
     if any(chosen):
         caption = (
@@ -196,8 +197,12 @@ def _write(folder: Path, told: Sequence[Table], drawings: dict, notes: Sequence[
         path.unlink(missing_ok=True)  # of an earlier comparison
     paths = [path for table in told for path in table.write(folder)]
     for name, drawing in drawings.items():
-        paths += drawing.save(folder, name)
-    (folder / "notes.txt").write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
+        paths.append(folder / f"{name}.png")
+        paths[-1].write_bytes(drawing.png())
+        paths.append(folder / f"{name}.txt")
+        paths[-1].write_text(f"{drawing.caption}\n", encoding="utf-8")
+    paths.append(folder / "notes.txt")
+    paths[-1].write_text("".join(f"{note}\n" for note in notes), encoding="utf-8")
     return paths
 
 

@@ -62,7 +62,13 @@ class Cells:
             RecordError: If the stored detections do not give the row's nAP50.
         """
         truth = self._truths.get(source, plain(row["split"]))
-        results = self._results(source, row, truth)
+        try:
+            results = self._results(source, row, truth)
+        except (KeyError, TypeError, ValueError) as error:  # pydantic's ValidationError is a ValueError
+            reason = " ".join(str(error).split())[:200]
+            raise RecordError(
+                f"{source.run_id} ({source.origin}): its parameters are not valid here: {reason}"
+            ) from None
         if row["rescoring"] not in results:
             raise NoDetections(f"no stored similarities for the re-scoring {row['rescoring']}")
         detections = results[row["rescoring"]]

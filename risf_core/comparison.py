@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from risf_core.errors import ParamsError, RecordError
+from risf_core.packs import CELL
 from risf_core.report.statistics import Interval, notebook_of, sort_cells, student_interval, variants
 from risf_core.runs.yaml_files import nearest
 from risf_core.selectors import ALIASES, Side, Source, Truths, current, same
@@ -88,11 +89,15 @@ def pair_sides(first: Side, second: Side, *, metric: str = "nAP50", by: Sequence
     frames = [_rows(side, notebook) for side in sides]
     _check_columns(frames, metric, by)
     if notebook == FINE_TUNING:
+        _check_cells(sides, frames)
         _add_variants(sides, frames)
     columns = _key_columns(frames, by, notes)
     has_number = [pd.to_numeric(frame[metric], errors="coerce").notna() for frame in frames]
     lost = [_unpaired(f[~known], s, columns, f"no {metric}") for f, s, known in zip(frames, "AB", has_number)]
-    frames = [frame[known] for frame, known in zip(frames, has_number)]
+    frames = [
+        f[known].assign(**{metric: pd.to_numeric(f.loc[known, metric])})
+        for f, known in zip(frames, has_number)
+    ]
     differing = _differing(frames, columns)
     if bad := [name for name in by if name in differing]:
         values = " and ".join(map(str, differing[bad[0]]))
@@ -158,6 +163,16 @@ def _check_columns(frames: Sequence[pd.DataFrame], metric: str, by: Sequence[str
                 raise ParamsError(
                     f"{what} {name}: no column of both sides (nearest: {nearest(name, choices)!r}). "
                     f"There are: {', '.join(choices)}."
+                )
+
+
+def _check_cells(sides: Sequence[Side], frames: Sequence[pd.DataFrame]) -> None:
+    """RecordError for a row of a fine-tuning that does not say which cell it is."""
+    for side, frame in zip(sides, frames):
+        for name in CELL:
+            if name not in frame or frame[name].isna().any():
+                raise RecordError(
+                    f"{side.word} ({side.origin}): a row has no {name}. Expected rows of {FINE_TUNING}."
                 )
 
 

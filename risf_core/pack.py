@@ -89,7 +89,8 @@ def packed_run(source, truths, *, with_similarities: bool):
     if record["notebook"] == FINE_TUNING:
         from risf_core.fine_tuning import cell_name
 
-        cells = {cell_name(row["seed"], row["arm"], row["loss"], row["repeat"]) for row in record["rows"]}
+        rows = [row for row in record["rows"] if {"seed", "arm", "loss", "repeat"} <= row.keys()]
+        cells = {cell_name(row["seed"], row["arm"], row["loss"], row["repeat"]) for row in rows}
         folders = ("detections", "similarities") if with_similarities else ("detections",)
         names = [f"{folder}/{cell}.npz" for folder in folders for cell in sorted(cells)]
         names += ["clip.json"] if with_similarities else []

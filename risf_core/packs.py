@@ -38,6 +38,7 @@ MEMBER = re.compile(
     rf"records/{PART}\.json|artifacts/{PART}/clip\.json|artifacts/{PART}/(detections|similarities)/{PART}\.npz"
     r"|tests/[0-9a-f]{64}\.json"
 )
+CELL = ("split", "setting", "arm", "shots", "loss", "rescoring", "seed", "repeat")  # what names a row
 AGAIN = "The file is damaged or was changed: ask for it anew."
 
 
@@ -306,8 +307,12 @@ def _check_record(path: Path, name: str, record: Any, run: Mapping[str, Any]) ->
         is_record = record["run_id"] == run["run_id"] and record["notebook"] == run["notebook"]
         is_record &= run["notebook"] in MODELS and isinstance(record["params"], dict)
         is_record &= all(isinstance(row, dict) for row in record["rows"])
-        is_record &= {"data_hash", "state_hash", "metrics", "upstream"} <= record.keys()
-    except (KeyError, TypeError):
+        is_record &= not any(
+            isinstance(row.get(name), dict | list) for row in record["rows"] for name in CELL
+        )
+        is_record &= isinstance(record["upstream"], dict) and isinstance(record["data_hash"], str)
+        is_record &= {"state_hash", "metrics"} <= record.keys()
+    except (KeyError, TypeError, AttributeError):
         is_record = False
     if not is_record:
         _refuse(path, f"{name} is no record of {run.get('run_id')!r}", AGAIN)

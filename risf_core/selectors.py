@@ -157,6 +157,8 @@ def _open_side(word: str, place: Path) -> Side:
     if not where or (colon and not conditions):
         raise ParamsError(f"{word!r}: expected WHERE[:NAME=VALUE,...], such as mini:loss=ce,arm=missing.")
     sources = _sources(where, place)
+    if not sources:
+        raise ParamsError(f"{word}: there is no record in it.")
     wanted = _conditions(word, conditions)
     rows = [row for source in sources for row in source.record.get("rows") or []]
     columns = {name for row in rows for name, value in row.items() if not isinstance(value, dict | list)}

@@ -464,6 +464,30 @@ def test_rows_judged_on_other_test_data_are_refused(theirs, other, tmp_path, cap
     )  # the same test scenes
 
 
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (lambda record: record["params"].update(score_thresh="high"), "its parameters are not valid here"),
+        (
+            lambda record: record["params"]["cm_clip"].update(c=7),
+            "its parameters are not valid here: .*CmClipParams",
+        ),
+        (lambda record: record["rows"][0].pop("seed"), "a row has no seed"),
+    ],
+)
+def test_records_of_a_pack_with_impossible_values_are_refused(change, match, theirs, other, tmp_path, capsys):
+    project, data = other
+    write_run(project, data, tag="99999999")
+    path = project / "results" / "mini" / "records" / "fine_tuning-split1-1shot-99999999.json"
+    edited(path, change)
+    hostile = tmp_path / "hostile.risf.zip"
+    assert pack.main(["make", str(hostile), str(path)]) == 0
+    words = [f"{theirs}:loss=ce,{NONE}", f"{hostile}:loss=bnrl,{NONE}", "--output", str(tmp_path / "out")]
+    assert compare.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("RecordError: ") and re.search(match, error) and "foreign: hostile" in error
+
+
 def test_a_pack_takes_whole_records(project, tmp_path, capsys):
     assert pack.main(["make", str(tmp_path / "x.risf.zip"), "mini:loss=ce"]) == 2
     assert "loss chooses rows, and a pack holds whole records" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def images_figure(
             word = "gain" if column < len(gains) else "loss"
             first = f"{word}: {image.title}\n" if side == 0 else ""
             value = f"{image.changes[side]:+.2f}".replace("-", "−")
-            draw_picture(axes[side, column], Picture(pixels, f"{first}{heads[side]}: {value} points", layers))
+            draw_picture(axes[side, column], Picture(pixels, f"{first}{heads[side]}, {value} points", layers))
     figure.legend(handles=box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
     spread_names(figure)
     text = f"{caption} Drawn are scores above {score_thresh:g}, at most {max_per_image} an image; a second detection "

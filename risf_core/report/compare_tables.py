@@ -123,6 +123,8 @@ def kinds_table(pairing: Pairing, summary: pd.DataFrame, results: CellResults, b
         f"of it an image. {len(results.kinds)} of {len(pairing.pairs)} pairs have stored detections. "
         f"{describe_sides(pairing)} {alike} {units_note(pairing, by)}"
     )
+    if "setting" in pairing.matched and (pairing.pairs["setting"] == "fsod").any():
+        caption += " In fsod the objects of base classes are background."
     data = summary.assign(a_origin=pairing.sides[0].origin, b_origin=pairing.sides[1].origin)
     return Table("error_kinds", " ".join(caption.split()), data, _readable(display))
 
@@ -170,6 +172,21 @@ def unpaired_table(pairing: Pairing, by: Sequence[str]) -> Table:
     )
     order = ["side", "rows", *(name for name in display if name not in ("side", "rows"))]
     return Table("unpaired", caption, data, _readable(display[order]))
+
+
+def pairs_table(pairing: Pairing) -> Table:
+    """Every pair with its runs."""
+    columns = [*pairing.matched, "a", "b", "difference"]
+    runs = {
+        f"{name}_run": [pairing.source(side, place).run_id for place in pairing.pairs[f"{name}_place"]]
+        for side, name in enumerate("ab")
+    }
+    origins = {"a_origin": pairing.sides[0].origin, "b_origin": pairing.sides[1].origin}
+    data = pairing.pairs[columns].assign(**runs, **origins)
+    caption = f"Every pair: {pairing.metric} in percent, difference in points. {describe_sides(pairing)}"
+    display = data.assign(**{name: [number(float(one)) for one in data[name]] for name in ("a", "b")})
+    display["difference"] = [number(float(one), sign=True) for one in data["difference"]]
+    return Table("pairs", caption, data, _readable(display))
 
 
 def _readable(display: pd.DataFrame) -> pd.DataFrame:
