@@ -16,8 +16,10 @@ from risf_core.report import claims as module
 from risf_core.report.claims import evaluate_claims, main, published_records
 from risf_core.report.claims_evidence import ProfileNumbers, student_test
 from risf_core.report.claims_file import ClaimsError, read_claims
-from risf_core.report.claims_page import evidence_table, page
+from risf_core.report.claims_page import evidence_table, page, verdict_text
 from risf_core.report.crossed import WIDE
+from risf_core.report.publish import planned_runs
+from risf_core.runs.state import run_id
 from risf_core.runs.yaml_files import project_root
 from tests.crossed_records import crossed_records
 from tests.synthetic_records import fine_tuning_record, fine_tuning_row
@@ -166,6 +168,25 @@ def test_a_number_without_a_record_makes_no_other_p_smaller(tmp_path):
     assert first.verdict == "not" and first.rows[0].holm_p == pytest.approx(2 * first.rows[0].p)
     assert second.verdict == "no record yet" and second.rows[0].value == "no record yet"
     assert second.rows[0].run_ids == () and second.rows[0].mean is None
+
+
+def test_missing_runs_make_a_verdict_preliminary(tmp_path, monkeypatch):
+    monkeypatch.setattr(MadeNumbers, "planned", lambda self, notebooks: (2, 9))
+    (result,) = judge(tmp_path, claim("sure"))
+    assert result.verdict == "reproduced" and verdict_text(result) == "reproduced (preliminary)"
+    assert result.reason.startswith(
+        "PRELIMINARY: 2 of 9 planned runs of mini have no record. 1 of 1 as expected."
+    )
+    monkeypatch.setattr(MadeNumbers, "planned", lambda self, notebooks: (0, 9))
+    assert not judge(tmp_path, claim("sure"))[0].is_preliminary
+
+
+def test_planned_runs_are_those_of_the_notebooks_of_the_claim():
+    runs = planned_runs("mini")
+    tunings = [run_id(spec.params) for spec in runs if spec.params.notebook == "20_fine_tuning"]
+    source = ProfileNumbers("mini", [{"run_id": name} for name in tunings[1:]], runs)
+    assert source.planned(["20_fine_tuning"]) == (1, len(tunings)) and source.awaits(["20_fine_tuning"])
+    assert source.planned(["99_other"]) == (0, 0) and not source.awaits(["99_other"])
 
 
 def test_all_below_zero_and_expected_signs(tmp_path):

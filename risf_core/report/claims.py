@@ -8,7 +8,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,12 +80,14 @@ class ClaimResult:
             or no record yet.
         reason: Why, from the numbers, and then the file's own sentence.
         rows: The evidence in the file's order.
+        is_preliminary: Whether planned runs of its notebooks are missing, so that its numbers may yet change.
     """
 
     claim: Claim
     verdict: str
     reason: str
     rows: tuple[EvidenceRow, ...]
+    is_preliminary: bool = False
 
     @property
     def id(self) -> str:
@@ -139,7 +141,23 @@ def evaluate_claims(
             place = claim.id, evidence.key()
             found[place] = find(evidence, source, notebooks=claim.notebook, where=claim.id)
     tests = _corrected(claims, {key: one.p for (_, key), one in found.items() if one.is_there})
-    return [_evaluate(claim, claims.family, found, tests) for claim in claims.all()]
+    results = [_evaluate(claim, claims.family, found, tests) for claim in claims.all()]
+    return [_with_missing_runs(result, sources) for result in results]
+
+
+def _with_missing_runs(result: ClaimResult, sources: Mapping[str, ProfileNumbers]) -> ClaimResult:
+    """The result, marked as preliminary where planned runs of its notebooks have no record."""
+    if all(row.mean is None for row in result.rows):
+        return result
+    texts = []
+    for profile in dict.fromkeys(row.profile for row in result.rows if row.profile):
+        missing, planned = sources[profile].planned(result.claim.notebook)
+        if missing:
+            texts.append(f"{missing} of {planned} planned runs of {profile} have no record")
+    if not texts:
+        return result
+    reason = f"PRELIMINARY: {', '.join(texts)}. {result.reason}"
+    return replace(result, reason=reason, is_preliminary=True)
 
 
 class Corrected(NamedTuple):

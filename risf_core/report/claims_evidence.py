@@ -100,12 +100,15 @@ class ProfileNumbers:
 
         return claims_effects_table(self.records).data
 
+    def planned(self, notebooks: Sequence[str]) -> tuple[int, int]:
+        """How many planned runs of these notebooks have no record, and how many are planned."""
+        finished = {record["run_id"] for record in self.records}
+        names = [run_id(spec.params) for spec in self.runs if spec.params.notebook in notebooks]
+        return sum(name not in finished for name in names), len(names)
+
     def awaits(self, notebooks: Sequence[str]) -> bool:
         """Whether a planned run of these notebooks, or all of the profile, has no record yet."""
-        finished = {record["run_id"] for record in self.records}
-        return not finished or any(
-            run_id(spec.params) not in finished for spec in self.runs if spec.params.notebook in notebooks
-        )
+        return not self.records or self.planned(notebooks)[0] > 0
 
 
 def find(evidence: Evidence, source: ProfileNumbers, *, notebooks: Sequence[str], where: str) -> Found:

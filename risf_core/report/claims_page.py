@@ -84,8 +84,13 @@ def verdict_counts(results: Sequence[ClaimResult]) -> str:
 
 
 def verdict_text(result: ClaimResult) -> str:
-    """The verdict, with ``(underpowered)`` where a number that is not as expected has too wide an interval."""
-    return f"{result.verdict} (underpowered)" if result.is_underpowered else result.verdict
+    """The verdict, with ``preliminary`` where runs are missing, and ``underpowered`` where a number that is not as
+    expected has too wide an interval.
+    """
+    notes = [name for name in ("preliminary", "underpowered") if getattr(result, f"is_{name}")]
+    if result.verdict == NO_RECORD or not notes:
+        return result.verdict
+    return f"{result.verdict} ({', '.join(notes)})"
 
 
 def met_text(result: ClaimResult) -> str:
@@ -181,12 +186,13 @@ def how_to_read(claims: ClaimsFile) -> str:
     return (
         "**How to read this.** Effects are paired differences of nAP50 in points; ± is the half-width of the 95 % "
         "interval. *Reproduced*: every number is as the rule expects; *partly*: some; *not*: none; *not testable "
-        "here*: published numbers only; *no record yet*: a run is missing. An effect lies above or below 0 if its p "
-        f"is at most {family.alpha:g} after Holm's correction over the {len(claims.family_keys())} tested effects of "
-        "this page, those without a record counted too; otherwise it is undecided, and the *smallest effect visible* "
-        "is what the test would have seen in 80 % of repeats: not seen is not absent. Near 0 is an "
-        f"interval within ± {family.smallest_relevant:g}, the smallest difference that matters. *Underpowered*: the "
-        f"half-width is above {family.underpowered_above:g} {family.metric}. A question is answered *no* where the "
-        "intervals leave no effect that matters, *in part* where some numbers are as expected and the rest excluded, "
-        "*unclear* otherwise. The table claims_effects corrects over its own effects, so that its p (Holm) may differ."
+        "here*: published numbers only; *no record yet*: a run is missing; *preliminary*: the numbers are there, and "
+        "planned runs behind them are missing. An effect lies above or below 0 if its p is at most "
+        f"{family.alpha:g} after Holm's correction over the {len(claims.family_keys())} tested effects of this page, "
+        "those without a record counted too; otherwise it is undecided, and the *smallest effect visible* is what the "
+        "test would have seen in 80 % of repeats: not seen is not absent. Near 0 is an interval within "
+        f"± {family.smallest_relevant:g}, the smallest difference that matters. *Underpowered*: the half-width is "
+        f"above {family.underpowered_above:g} {family.metric}. A question is answered *no* where the intervals leave "
+        "no effect that matters, *in part* where some numbers are as expected and the rest excluded, *unclear* "
+        "otherwise. The table claims_effects corrects over its own effects, so that its p (Holm) may differ."
     )
