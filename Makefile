@@ -55,8 +55,8 @@ test: $(STAMP) ## the whole test suite (PYTEST_ARGS="-k bnrl" for a part)
 lint: $(STAMP) ## ruff: lint and format check
 	@$(VENV) -m ruff check . && $(VENV) -m ruff format --check .
 
-lab: $(STAMP) ## JupyterLab in notebooks/
-	@$(VENV) -m jupyterlab notebooks
+lab: $(STAMP) ## JupyterLab in notebooks/; it saves when you say so, not by itself, so that looking changes no file
+	@JUPYTER_CONFIG_PATH="$(CURDIR)/tools/jupyter" $(VENV) -m jupyterlab notebooks
 
 figures: $(STAMP) ## tables and figures of the profile from its records alone (no GPU, no training)
 	@$(RUN) -m risf_core.tables --profile $(PROFILE)

@@ -208,9 +208,10 @@ def first_view(exploration: Exploration, params: ExploreParams) -> tuple[CellKey
 
 
 def most_changed(cell: Cell, images: Sequence[ImageRecord], c: float, label_space: str) -> int:
-    """Id of the image on which a score changes most at c; the first one where none changes."""
+    """Id of the image with an object on which a score changes most at c; the first image where none changes."""
     changes = np.abs(cell.scores([c], label_space)[0] - cell.detections.scores)
-    changes[~np.isin(cell.detections.image_ids, [record.image_id for record in images])] = -1.0
-    if not len(changes) or changes.max() <= 0:
+    with_object = [record.image_id for record in images if not record.is_crowd.all()]
+    changes[~np.isin(cell.detections.image_ids, with_object)] = -1.0
+    if changes.max(initial=-1.0) <= 0:
         return images[0].image_id
     return int(cell.detections.image_ids[changes.argmax()])

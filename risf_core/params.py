@@ -464,7 +464,7 @@ class ExploreParams(NotebookParams):
     arm: Arm | None = Field(None, description="which K-shot images; null: the first")
     few_shot_seed: Seed | None = Field(None, description="the draw; null: the first")
     image: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="place of the test image; null: where c changes a score most"
+        None, description="place of the test image; null: one with an object, where c changes a score most"
     )
     label_space: LabelSpace = Field("novel+background", description="names that compete in CLIP's softmax")
     c: Share = Field(0.7, description="weight of the detector's score")

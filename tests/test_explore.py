@@ -308,17 +308,20 @@ def test_the_first_view_is_what_the_parameters_ask_for(tmp_path):
             first(**values)
 
 
-def test_the_image_shown_first_is_the_one_that_changes_most(tmp_path):
+def test_the_image_shown_first_is_the_one_with_an_object_that_changes_most(tmp_path):
     cell = make_cell(tmp_path)
     changes = {}
     for record in cell.data.images[:2]:
         view = cell.view(record.image_id, PAPER)
         changes[record.image_id] = abs(view.scores(0.5) - view.detections.scores).max()
     best = max(changes, key=changes.get)
-    assert most_changed(cell, cell.data.images, 0.5, PAPER) == best
-    others = [record for record in cell.data.images if record.image_id != best]
-    assert most_changed(cell, others, 0.5, PAPER) in {1, 2} - {best}
-    assert most_changed(cell, others[-1:], 0.5, PAPER) == 3  # without a detection
+    (other,) = {1, 2} - {best}
+    images = list(cell.data.images)
+    assert most_changed(cell, images, 0.5, PAPER) == best
+    images[best - 1] = images[best - 1].keep(np.zeros(len(images[best - 1].labels), bool))
+    assert most_changed(cell, images, 0.5, PAPER) == other  # the better one has no object any more
+    assert most_changed(cell, images[-1:], 0.5, PAPER) == 3  # without a detection
+    assert most_changed(cell, images, 1.0, PAPER) == 1  # nothing changes: the first
 
 
 def test_wrong_choices_are_refused(tmp_path):
