@@ -50,6 +50,14 @@ def missing_record(seeds: int = 3) -> dict:
         rows += [missing_row(loss, seed, "ignored", share) for share in FRACTIONS]
         rows += [missing_row(loss, seed, "labelled", share) for share in FRACTIONS[1:]]
         rows.append(missing_row(loss, seed, "kshot", None))
+    for loss, seed, (share, rate) in itertools.product(
+        ("ce", "bnrl"), range(seeds), ((0.0, 0.01), (1.0, 0.1))
+    ):
+        own = missing_row(
+            loss, seed, "ignored", share
+        )  # at its own rate ce is better by 1 at share 0, by 2 at 1
+        better = (loss == "ce") * (1 + share)
+        rows.append(own | {"role": "control", "lr": rate, "nAP50": own["nAP50"] + better})
     parts = ("focal", "focal_mirror", "focal_omega")
     for loss, seed, rate in itertools.product(parts, range(2), (0.05, 0.2, 0.5)):
         level = {"nAP50": 50.0 + (rate == RATES[loss]) + seed}

@@ -363,18 +363,14 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(_MadeSide, "splits", {"reported": 1, "selection": 2})
     monkeypatch.setattr(study, "object_probabilities", lambda head, draw: {"further_score": 10.0})
     monkeypatch.setattr(study, "error_rates", lambda found, test, novel_names: {"confusion": 1.0})
-    rows = [
-        {
-            "split": 2,
-            "shots": 5,
-            "seed": 0,
-            "arm": "missing",
-            "loss": loss,
-            "lr": rate,
-            "nAP50": 50 - abs(rate - RATES[loss]),
-        }
-        for loss, rate in itertools.product(("ce", "ce_bg", "bnrl"), (0.02, 0.05))
-    ]
+    best = RATES | {("ce", "missing"): 0.05}  # over both arms the rates of RATES are best
+    cells = itertools.product(("ce", "ce_bg", "bnrl"), ("missing", "kshot"), (0.02, 0.05))
+    rows = []
+    for loss, arm, rate in cells:
+        is_best = rate == best.get((loss, arm), best[loss])
+        value = 50.0 + is_best * (3 if arm == "kshot" else 2)
+        key = {"split": 2, "shots": 5, "seed": 0, "arm": arm, "loss": loss, "lr": rate}
+        rows.append(key | {"nAP50": value})
     upstream = SimpleNamespace(record={"rows": rows})
     changes = {"seeds": [0, 1], "select_seeds": [0, 1], "fractions": [0.0, 0.5, 1.0]}
     params = MissingAnnotationsParams.model_validate(PARAMS | changes)
@@ -398,8 +394,12 @@ def test_what_split_2_chooses_is_reported_on_split_1(made):
     assert other == {(0.0, 3.2, 0.05)}
     curves, arms, parts, chosen = 3 * (3 + 2) * 2, 3 * 2, 3 * 2 * 2, 2
     rates, grid = 3 * 4 * 2, 9 * 3 * 2
-    assert len(reported) == curves + arms + parts + chosen and len(rows) == len(reported) + rates + grid
-    assert len(_MadeSide.trained) == len(set(_MadeSide.trained)) == len(rows)
+    own = {(row["fraction"], row["loss"], row["lr"]) for row in rows if row["role"] == "control"}
+    assert own == {(0.0, "ce", 0.05), (0.0, "bnrl", 0.05), (1.0, "ce", 0.02), (1.0, "bnrl", 0.05)}
+    assert len(reported) == curves + arms + parts + chosen
+    assert len(rows) == len(reported) + rates + grid + len(own) * 2
+    again = 3 * 2  # at a share where the best rate is the chosen one
+    assert len(_MadeSide.trained) == len(set(_MadeSide.trained)) == len(rows) - again
 
 
 @pytest.mark.parametrize("kept", [5, 40, 80, 125])
@@ -408,9 +408,13 @@ def test_a_killed_study_goes_on_where_it_was(made, kept):
     whole = study.run_missing_annotations(params, start())
     path = start().rows.path
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
+    first = list(_MadeSide.trained)
     _MadeSide.trained.clear()
-    again = study.run_missing_annotations(params, start())
-    assert again == whole and len(_MadeSide.trained) == len(whole) - kept
+    assert study.run_missing_annotations(params, start()) == whole
+    names = ("seed", "treatment", "fraction", "loss", "beta", "background_weight", "lr")
+    roles = {"control": "reported"}  # the control is trained on the reported base model
+    before = {(roles.get(row["role"], row["role"]), *map(row.get, names)) for row in whole[:kept]}
+    assert _MadeSide.trained == [cell for cell in first if cell not in before] != []
 
 
 def test_choosing_on_what_is_reported_is_refused(made):
@@ -463,13 +467,26 @@ def test_fraction_cells_by_hand(records):
     )
 
 
+def test_each_loss_at_its_own_rate_stands_beside(records):
+    cells = missing_tables.fraction_cells(records)
+    name = "bnrl − ce at their own rates"
+    assert [_cell(cells, what=name, fraction=share).mean for share in ("0", "1")] == pytest.approx(
+        [2.0, -1.0]
+    )
+    assert _cell(cells, what="ce at its own rate", fraction="0").mean == pytest.approx(41 + 0.5 / 3)
+    caption = missing_tables.fraction_table(records).caption
+    assert "(last share): at share 0 bnrl 0.01, ce 0.01; at share 1 bnrl 0.1, ce 0.1." in caption
+    assert "WARNING: bnrl lies below ce at ignored 1 at their own rates." in caption
+
+
 def test_bnrl_below_ce_is_said(records):
-    assert "WARNING" not in missing_tables.fraction_table(records).caption
+    record = records[0] | {"rows": [row for row in records[0]["rows"] if row["role"] != "control"]}
+    assert "WARNING" not in missing_tables.fraction_table([record]).caption
     rows = [
         row | {"nAP50": row["nAP50"] - 9 * (row["loss"] == "bnrl" and row["fraction"] == 1.0)}
-        for row in records[0]["rows"]
+        for row in record["rows"]
     ]
-    caption = missing_tables.fraction_table([records[0] | {"rows": rows}]).caption
+    caption = missing_tables.fraction_table([record | {"rows": rows}]).caption
     assert "WARNING: bnrl lies below ce at ignored 1, labelled 1." in caption
     assert "ce 0.02, ce_bg 0.02, bnrl 0.05" in caption
 

@@ -22,6 +22,7 @@ from risf_core.report.missing_tables import (
     LOSSES,
     NOT_THE_PAPER,
     NOTEBOOK,
+    OWN_RATES,
     PLACE,
     SHARE_NOTE,
     TREATMENTS,
@@ -75,6 +76,10 @@ def fraction_figure(records: Sequence[Mapping]) -> Drawing:
             line = own[(own["treatment"] == treatment) & (own["what"] == "bnrl − ce")]
             look = look_of("treatment", number + 2, range(4)) | {"color": ("#000000", "#777777")[number]}
             _line(row_axes[2], line["fraction"] + step * (number - 0.5), line, name, look)
+        line = own[own["what"] == OWN_RATES[2]]
+        if len(line):
+            look = look_of("treatment", 6, range(7)) | {"linestyle": "none", "markerfacecolor": "white"}
+            _line(row_axes[2], line["fraction"] + 3 * step, line, "ignored, each at its own rate", look)
         row_axes[2].axhline(0, color="black", linewidth=0.8)
         row_axes[2].set(title="bnrl − ce, paired per seed", ylabel="difference of nAP50 (points)")
         row_axes[2].legend(fontsize=7, loc="best")
@@ -86,7 +91,8 @@ def fraction_figure(records: Sequence[Mapping]) -> Drawing:
     legend_below(figure, axes[0, 0])
     caption = (
         f"{NOT_THE_PAPER} nAP50 of the test images over the share of the further novel objects of the K-shot images "
-        f"that is known. {SHARE_NOTE} Each loss at its own learning rate, chosen on another split. {BARS} "
+        f"that is known. {SHARE_NOTE} Each loss at one learning rate, chosen on another split over images with and "
+        f"without missing annotations; open: each at the rate that was best for images of that share. {BARS} "
         f"{seed_counts(cells)} Points are moved sideways."
     )
     return Drawing(figure, caption)

@@ -23,7 +23,7 @@ from risf_core.head_training import detect_from_features, label_regions
 from risf_core.params import BaseTrainingParams
 from risf_core.progress import progress
 from risf_core.studies.annotated_share import CrowdedDraw, Regions, object_probabilities, train_on_regions
-from risf_core.studies.learning_rates import best_rates
+from risf_core.studies.learning_rates import best_rates, mean_by_rate
 from risf_core.studies.novel_errors import error_rates
 from risf_core.studies.share_choices import choose
 from risf_core.study_params import MissingAnnotationsParams
@@ -31,6 +31,7 @@ from risf_core.voc_evaluation import evaluator_for
 
 METRICS = ("nAP50", "nAP", "nAP75")
 SELECTION, REPORTED = "selection", "reported"  # roles: what is chosen on, and what is reported
+CONTROL = "control"  # reported, too: each loss at the learning rate that is best for images such as these
 IGNORED, LABELLED = "ignored", "labelled"  # treatments: how a known object counts in training
 
 
@@ -136,8 +137,9 @@ def run_missing_annotations(params: MissingAnnotationsParams, run) -> list[dict]
     """All trainings of the study, a row each; a killed run goes on by row.
 
     Returns:
-        Rows with the keys role ("selection", "reported"), split, shots, seed, treatment ("ignored", "labelled", or an
-        arm), fraction (the known share of the further objects; None for an arm), loss, beta, background_weight, lr.
+        Rows with the keys role ("selection", "reported", "control"), split, shots, seed, treatment ("ignored",
+        "labelled", or an arm), fraction (the known share of the further objects; None for an arm), loss, beta,
+        background_weight, lr.
         Values: AP in percent, `error_rates` on the test images, `object_probabilities` on the training images, what
         was trained on, and is_fixed: whether the weights are those of ``params.bnrl``.
     """
@@ -152,6 +154,12 @@ def run_missing_annotations(params: MissingAnnotationsParams, run) -> list[dict]
     _work(run, reported, _curves(plain, params.fractions), "annotated share")
     arms = [(own, arm, None) for own in plain for arm in params.arms[2:]]
     _work(run, reported, arms, "other images")
+    own = [
+        (recipe(loss, params, rate), IGNORED, share)
+        for share, of_share in own_rates(params, run).items()
+        for loss, rate in of_share.items()
+    ]
+    _work(run, reported, own, "rates of their own", role=CONTROL)
 
     parts = [recipe(part, params, lr) for part in params.components for lr in params.component_rates]
     _work(run, selection, [(own, IGNORED, 0.0) for own in parts], "learning rates of the parts")
@@ -184,6 +192,29 @@ def chosen_rates(params: MissingAnnotationsParams, run) -> dict[str, float]:
     return rates
 
 
+def own_rates(params: MissingAnnotationsParams, run) -> dict[float, dict[str, float]]:
+    """For the smallest and the largest known share the rate of ce and bnrl that is best on images such as these.
+
+    A rate that is chosen over all kinds of images may suit one loss at one end of the curve and not at the other. With
+    nothing known images are those of the first arm; with all known no object is a false negative, as in the third arm
+    (or, where there is none, the second).
+
+    Returns:
+        ``{share: {loss: learning rate}}``, without what the runs of 38_learning_rates did not try.
+    """
+    rows = [row for upstream in run.upstreams("rates") for row in upstream.record["rows"]]
+    without_missing = params.arms[2] if len(params.arms) > 2 else params.arms[1]
+    ends = {min(params.fractions): params.arms[0], max(params.fractions): without_missing}
+    found = {}
+    for share, arm in ends.items():
+        means = mean_by_rate(rows, arm=arm)
+        losses = [loss for loss in ("ce", "bnrl") if loss in params.losses and loss in means]
+        found[share] = {
+            loss: min(means[loss], key=lambda rate: (-means[loss][rate], rate)) for loss in losses
+        }
+    return found
+
+
 def _curves(recipes: list[Recipe], fractions: Iterable[float]) -> list[tuple[Recipe, str, float]]:
     """Each recipe at each share with known objects ignored, and labelled; with none known both are the same."""
     return [
@@ -199,13 +230,20 @@ def _rows(run, role: str, losses: Iterable[str]) -> list[dict]:
     return [row for row in run.rows.as_list() if row["role"] == role and row["loss"] in losses]
 
 
-def _work(run, side: _Side, cells: Iterable[tuple[Recipe, str, float | None]], desc: str) -> None:
+def _work(
+    run, side: _Side, cells: Iterable[tuple[Recipe, str, float | None]], desc: str, *, role: str = ""
+) -> None:
     """Train every cell (recipe, treatment, share) for each seed of the side, and add its row; finished ones stay."""
     todo = list(itertools.product(side.seeds, cells))
     for seed, (tried, treatment, share) in progress(todo, desc=desc, total=len(todo)):
-        key = {"role": side.role, "split": side.split, "shots": side.params.shots, "seed": seed}
+        key = {"role": role or side.role, "split": side.split, "shots": side.params.shots, "seed": seed}
         key |= {"treatment": treatment, "fraction": share, **tried._asdict()}
         if run.rows.done(**key):
+            continue
+        same = key | {"role": side.role}
+        if run.rows.done(**same):  # the control's rate is the chosen one
+            stored = run.rows.get(**same)
+            run.rows.add(key, {name: stored[name] for name in stored.keys() - key.keys()})
             continue
         found, head, facts = side.train(tried, seed, treatment, share)
         metrics = side.evaluator.evaluate(found)
