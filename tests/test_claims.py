@@ -155,10 +155,10 @@ def test_holm_counts_every_tested_number_of_the_file_once(tmp_path):
     (both, _) = judge(tmp_path, claim("beside 0 alone"), claim("unseen", "beside 0 alone", id="b"))
     assert both.verdict == "not" and both.rows[0].holm_p == pytest.approx(2 * p)
     assert "lies beside 0, but not after the correction" in both.reason
-    (asked, _) = judge(
-        tmp_path, claim("beside 0 alone"), questions=[claim("unseen", id="b", kind="question")]
-    )
-    assert asked.verdict == "not"  # a question is a test too
+    question = claim("unseen", "beside 0 alone", id="b", kind="question")
+    (first, asked) = judge(tmp_path, claim("beside 0 alone"), questions=[question])
+    assert first.verdict == "reproduced"  # a question that is added changes no verdict on a claim
+    assert asked.rows[1].holm_p == pytest.approx(2 * p) and asked.rows[1].lies == "undecided"
 
 
 def test_a_number_without_a_record_makes_no_other_p_smaller(tmp_path):

@@ -140,14 +140,17 @@ def evaluate_claims(
             source = sources[evidence.profile]
             place = claim.id, evidence.key()
             found[place] = find(evidence, source, notebooks=claim.notebook, where=claim.id)
-    tests = _corrected(claims, {key: one.p for (_, key), one in found.items() if one.is_there})
-    results = [_evaluate(claim, claims.family, found, tests) for claim in claims.all()]
+    p_values = {key: one.p for (_, key), one in found.items() if one.is_there}
+    tests = {asked: _corrected(claims, p_values, questions=asked) for asked in (False, True)}
+    results = [
+        _evaluate(claim, claims.family, found, tests[claim.kind == "question"]) for claim in claims.all()
+    ]
     return [_with_missing_runs(result, sources) for result in results]
 
 
 def _with_missing_runs(result: ClaimResult, sources: Mapping[str, ProfileNumbers]) -> ClaimResult:
     """The result, marked as preliminary where planned runs of its notebooks have no record."""
-    if all(row.mean is None for row in result.rows):
+    if result.verdict == NO_RECORD:
         return result
     texts = []
     for profile in dict.fromkeys(row.profile for row in result.rows if row.profile):
@@ -167,9 +170,9 @@ class Corrected(NamedTuple):
     level: float
 
 
-def _corrected(claims: ClaimsFile, p_values: Mapping[str, float]) -> dict[str, Corrected]:
-    """Holm over the whole family; a number without a record counts as p = 1, so that it makes no other p smaller."""
-    keys = claims.family_keys()
+def _corrected(claims: ClaimsFile, p_values: Mapping[str, float], *, questions: bool) -> dict[str, Corrected]:
+    """Holm over a whole family; a number without a record counts as p = 1, so that it makes no other p smaller."""
+    keys = claims.family_keys(questions=questions)
     values = [p_values.get(key, 1.0) for key in keys]
     levels = holm_levels(values, alpha=claims.family.alpha)
     return {key: Corrected(p, level) for key, p, level in zip(keys, holm(values), levels, strict=True)}

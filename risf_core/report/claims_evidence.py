@@ -20,6 +20,7 @@ from risf_core.runs.yaml_files import nearest
 EFFECTS_TABLE = "claims_effects"
 EFFECT_KEYS = ("effect", "loss", "arm", "shots")
 NO_RECORD = "no record yet"
+SIGNED = ("gain", "change", "difference", "regret")  # columns whose numbers are differences
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ def _found(row: pd.Series, mean: str, half: str | None, count: str | None, sourc
     if n == 0 or math.isnan(value):
         return Found(NO_RECORD)
     decimals = 1 if abs(value) >= 10 else 2
-    text = interval_text(value, half_width, sign=is_effect) if half else number(value, decimals=decimals)
+    is_signed = is_effect or any(word in mean for word in SIGNED)
+    text = interval_text(value, half_width, sign=is_signed) if half else number(value, decimals=decimals)
     test = student_test(value, half_width, n)
     if is_effect:  # its interval holds base models and draws, so that n - 1 is not its degrees of freedom
         test = tuple(float(row[column]) for column in ("p", "standard_error", "df"))

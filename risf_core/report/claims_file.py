@@ -177,9 +177,14 @@ class ClaimsFile(Strictly):
         """Profiles whose records the evidence needs, sorted."""
         return tuple(sorted({evidence.profile for claim in self.all() for evidence in claim.evidence}))
 
-    def family_keys(self) -> tuple[str, ...]:
-        """Keys of the distinct numbers whose sign is tested, in the order of the file: the family of the correction."""
-        tested = (claim for claim in self.all() if claim.rule in SIGN_RULES)
+    def family_keys(self, *, questions: bool = False) -> tuple[str, ...]:
+        """Keys of the distinct numbers whose sign is tested, in the order of the file: a family of the correction.
+
+        Claims and questions are two families, so that a question that is added changes no verdict on a claim.
+        """
+        tested = (
+            claim for claim in (self.questions if questions else self.claims) if claim.rule in SIGN_RULES
+        )
         keys = (
             evidence.key()
             for claim in tested
