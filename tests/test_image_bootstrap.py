@@ -196,6 +196,14 @@ def test_rows_are_means_over_cells_with_their_interval(runs):
     assert len(table.display) == 5 and "over 2 cells" in table.caption and "30 resamples" in table.caption
 
 
+def test_runs_without_a_clip_take_part_where_nothing_is_rescored(runs):
+    for upstream in runs.upstreams:
+        upstream.record["params"]["clip"] = None
+    run = runs.run()
+    study.bootstrap_images(runs.params, run)
+    assert {row["effect"] for row in run.rows.as_list()} == {"bnrl - ce"}
+
+
 def test_a_killed_run_goes_on_with_the_same_numbers(runs, monkeypatch):
     first = runs.run()
     study.bootstrap_images(runs.params, first)

@@ -70,6 +70,7 @@ def effects_figure(records: Sequence[Mapping], *, effects: pd.DataFrame | None =
         f"corrected p is above 0.05. Grey: within {WIDE:.1f} point of no effect.{arms_note(cells)} n and the smallest "
         "effect visible: table claims_effects."
     )
+    figure.get_layout_engine().set(w_pad=0.15)  # long names at the left
     return Drawing(figure, caption)
 
 
@@ -148,6 +149,7 @@ def components_figure(records: Sequence[Mapping], *, effects: pd.DataFrame | Non
         f"{int(first['draws'])} draws each (fewer splits where a rate was chosen); an estimate below 0 is 0."
         f"{arms_note(cells)} CLIPs: table variance_components."
     )
+    figure.get_layout_engine().set(w_pad=0.15)  # long names at the left
     return Drawing(figure, caption)
 
 
@@ -171,6 +173,7 @@ def image_intervals_figure(records: Sequence[Mapping]) -> Drawing:
             ax.errorbar(row.mean, y, xerr=sides, capsize=2, elinewidth=1.0, **look)
         ax.set(title=arm, xlabel="effect on nAP50 (points)")
     axes[0, 0].set_yticks([-place for place in range(len(lines))], _line_names(lines), fontsize=7.5)
+    figure.get_layout_engine().set(w_pad=0.15)  # long names at the left
     return Drawing(figure, image_caption(cells))
 
 

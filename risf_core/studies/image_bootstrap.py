@@ -181,8 +181,6 @@ def _cells(params: TestImagesParams, run, arm: str, loss: str) -> list[StoredCel
     found: list[StoredCell] = []
     for upstream in run.upstreams("fine_tuning"):  # one by one: other base models have the same keys
         tuned = FineTuningParams.model_validate(upstream.record["params"])
-        if tuned.clip is None:
-            raise ParamsError(f"{upstream.run_id} has no CLIP. Expected runs that re-score.")
         if arm in tuned.arms and loss in tuned.losses:
             found += stored_cells([upstream], arm=arm, loss=loss, seeds=params.seeds)
     if not found:
@@ -227,23 +225,25 @@ def base_of(cell: StoredCell) -> str:
 def _resampled(
     cell: StoredCell, expected: Mapping[str, float | None], splits: Splits, weights: np.ndarray
 ) -> np.ndarray:
-    """float64 [2, 1 + resamples]: without re-scoring, and with CM-CLIP in the paper's label space.
+    """float64 [1 or 2, 1 + resamples]: without re-scoring and, if the run has a CLIP, with CM-CLIP as in the paper.
 
     Raises:
         DataError: If AP50 of all images is not the ``expected`` one of its record.
     """
     benchmark, test, _ = splits.get(cell)
     found = Detections.load(cell.folder / "detections" / f"{cell.name}.npz")
-    similarities = Similarities.load(cell.folder / "similarities" / f"{cell.name}.npz")
-    cm_clip = settled(cell.tuned.cm_clip, cell.folder)
+    similarities, cm_clip = None, cell.tuned.cm_clip
+    if cell.tuned.clip is not None:
+        similarities = Similarities.load(cell.folder / "similarities" / f"{cell.name}.npz")
+        cm_clip = settled(cm_clip, cell.folder)
     cuts = {"score_thresh": cell.tuned.score_thresh}
     results = results_by_rescoring(found, similarities, benchmark, cm_clip, **cuts)
-    if "cm_clip" not in results:
+    if similarities is not None and "cm_clip" not in results:
         raise ParamsError(
             f"{cell.run_id}: re-scores in no label space of the paper. Expected novel+background."
         )
     values = []
-    for name in ("none", "cm_clip"):
+    for name in ("none", "cm_clip") if similarities is not None else ("none",):
         values.append(mean_ap50(results[name], test, weights))
         recorded = expected.get(name)
         if recorded is None or abs(values[-1][0] - recorded) > TOLERANCE:
