@@ -501,8 +501,8 @@ class MissingRateParams(NotebookParams):
         description="run of 10_base_training, of another split, to choose settings on; null: judge images as they are",
     )
     settings: dict[Literal["detector", "cm_clip"], EstimatorSettings] = Field(
-        {"detector": EstimatorSettings(), "cm_clip": EstimatorSettings(c=0.5)},
-        description="taken where select_base is null; studies chose them on split 2",
+        {"detector": EstimatorSettings(), "cm_clip": EstimatorSettings(c=0.3)},
+        description="taken where select_base is null; false places are the images' own, 0 where nobody knows them",
     )
     shots: Count = Field(5, description="K, boxes per class")
     seeds: Many[Seed] = Field((0, 1, 2, 3, 4), min_length=1, description="draws that are judged")
