@@ -29,6 +29,7 @@ from risf_core.report.figure_style import (
 from risf_core.report.label_space_figures import selection_figure, single_changes_figure
 from risf_core.report.latency_figures import latency_figures
 from risf_core.report.missing_figures import missing_figures
+from risf_core.report.missing_rate_figures import missing_rate_figure
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.rate_figures import rates_figure
@@ -213,6 +214,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         **base_class_figures(records),
         "learning_rates": rates_figure(records),
         "regimes": regimes_figure(records),
+        "missing_rate": missing_rate_figure(records),
         **missing_figures(records),
     }
     note = repeats_note(records)
