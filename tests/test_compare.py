@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from risf_core import compare, pack, selectors
-from risf_core.compared_cells import Cells, image_changes, kinds_summary, read_cells
+from risf_core.compared_cells import Cells, _of_classes, image_changes, kinds_summary, read_cells
 from risf_core.comparison import check_test_data, pair_sides, summary
 from risf_core.errors import ParamsError, RecordError
 from risf_core.records import read_records
 from risf_core.report.statistics import student_interval
 from risf_core.selectors import Truths, opened
 from tests.compare_project import SEEDS, tiny_world, write_run
+from tests.test_evaluation import BOX, FAR, detections_of
 
 NONE = "rescoring=none"
 RUNS = {1: "fine_tuning-split1-1shot-11111111", 2: "fine_tuning-split1-2shot-22222222"}
@@ -282,6 +283,14 @@ def test_images_that_changed_are_ordered_by_their_change(cells):
     assert changes["change"].sum() == pytest.approx((total["b"] - total["a"]).mean())
 
 
+def test_detections_of_some_classes_are_numbered_anew():
+    names = ("anchor", "star", "key")
+    found = detections_of((1, BOX, 0, 0.9), (1, FAR, 2, 0.8), (2, FAR, 1, 0.7), class_names=names)
+    novel = _of_classes(found, ("key", "star"))
+    assert novel.class_names == ("key", "star") and novel.labels.tolist() == [0, 1]
+    assert novel.scores.tolist() == pytest.approx([0.8, 0.7]) and novel.class_scores.shape == (2, 3)
+
+
 def test_a_single_pair_has_an_interval_over_images(project, tmp_path, capsys):
     words = [f"mini:loss={loss},{NONE},seed=0,K=1" for loss in ("ce", "bnrl")]
     assert compare.main([*words, "--output", str(tmp_path)]) == 0
@@ -472,7 +481,7 @@ def test_rows_judged_on_other_test_data_are_refused(theirs, other, tmp_path, cap
             lambda record: record["params"]["cm_clip"].update(c=7),
             "its parameters are not valid here: .*CmClipParams",
         ),
-        (lambda record: record["rows"][0].pop("seed"), "a row has no seed"),
+        (lambda record: record["rows"][3].pop("seed"), "a row has no seed"),
     ],
 )
 def test_records_of_a_pack_with_impossible_values_are_refused(change, match, theirs, other, tmp_path, capsys):
