@@ -151,6 +151,19 @@ def test_strongest_simple_control_stands_among_the_levels(exact):
     assert {"1", "2", "3", "1, 3"} == set(table.display["splits"])
 
 
+def test_levels_that_are_compared_are_of_the_same_draws():
+    """The control has one draw less: the others leave that one out, too, but not on a split alone."""
+    records = crossed_records(seeds=2, shots=(10,), rates={"ce": 0.05}, clips=1, is_exact=True)
+    for own in records:
+        if own["params"].get("solver", {}).get("lr") == 0.05:
+            own["rows"] = [row for row in own["rows"] if row["seed"] == 0]
+    cells = level_cells(records)
+    both = [one(cells, over="1, 3", arm="kshot", cell=name) for name in ("ce", "ce at its best rate")]
+    assert [row["draws"] for row in both] == [1, 1]
+    assert both[1]["mean"] - both[0]["mean"] == pytest.approx(LOSS_EFFECT["ce", True])
+    assert one(cells, over="1", arm="kshot", cell="ce")["draws"] == 2
+
+
 def test_per_base_models_average_to_the_effect(records, effects, cells):
     found = base_model_cells(records, effects=effects)
     own = found[(found["effect"] == "interaction") & (found["arm"] == "missing") & (found["shots"] == 1)]

@@ -48,7 +48,8 @@ EFFECT_COLUMNS = [
 ]  # fmt: skip
 INTERVAL_NOTE = (
     "± is the half-width of the hierarchical 95 % interval: the splits are fixed and count the same; base models and "
-    "draws of the K-shot images vary at random and are crossed within a split (Satterthwaite's degrees of freedom)."
+    "draws of the K-shot images vary at random and are crossed within a split (Satterthwaite's degrees of freedom); "
+    "the test images are the same throughout."
 )
 COUNT_NOTE = (
     "n: splits × base models of a split × draws × CLIPs; (k left out) where not every base model has a draw."
@@ -203,8 +204,12 @@ def level_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Data
         sets += [[split] for split in sorted(set(own["split"]))]
         for place, splits in enumerate(sets):
             clips = _shared_clips(found, splits)
+            shared_cells = set.intersection(*(_cells_of(values, splits) for values in found.values()))
             for name, values in found.items():
                 values = values[values["split"].isin(splits) & values["clip"].isin(["", *clips])]
+                if len(splits) > 1:  # lines that are compared are of the same draws
+                    keys = zip(values["split"], values["base"], values["seed"], strict=True)
+                    values = values[[key in shared_cells for key in keys]]
                 if len(values):
                     rows.append((place, ", ".join(map(str, splits)), arm, name, shots, *_level(values)))
     data = pd.DataFrame(rows, columns=["place", *columns])
@@ -213,6 +218,11 @@ def level_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Data
     keys = [(place, order[0].index(arm), order[1].index(cell), shots) for place, arm, cell, shots in by]
     data = data.iloc[sorted(range(len(data)), key=keys.__getitem__)]
     return data[columns].reset_index(drop=True)
+
+
+def _cells_of(values: pd.DataFrame, splits: Sequence[int]) -> set[tuple]:
+    own = values[values["split"].isin(splits)]
+    return set(zip(own["split"], own["base"], own["seed"], strict=True))
 
 
 def _shared_clips(found: Mapping[str, pd.DataFrame], splits: Sequence[int]) -> set[str]:
@@ -249,8 +259,9 @@ def claims_levels_table(records: Sequence[Mapping], *, metric: str = "nAP50") ->
     display = display.rename(columns={"over": "splits", "cell": "loss and re-scoring"})
     caption = (
         f"{metric} (%) of the novel classes on the test images, setting fsod. First the mean over the splits that "
-        "every line has, then each split; with the CLIPs that each line there has. Cross-entropy at its best learning "
-        f"rate is the strongest simple control. {INTERVAL_NOTE} {CLIP_NOTE} {COUNT_NOTE}{_rates_note(records)}"
+        "every line has, of the draws that every line has; then each split. CLIPs: those of every line there. "
+        "Cross-entropy at its best learning rate is the strongest simple control. "
+        f"{INTERVAL_NOTE} {CLIP_NOTE} {COUNT_NOTE}{_rates_note(records)}"
     )
     return Table("claims_levels", caption, cells, display)
 
