@@ -194,7 +194,7 @@ def how_to_read(claims: ClaimsFile) -> str:
         "of the questions, those without a record counted too; otherwise it is undecided, and the *smallest effect "
         "visible* is what the test would have seen in 80 % of repeats: not seen is not absent. Near 0 is an interval "
         f"within ± {family.smallest_relevant:g}, the smallest difference that matters. *Underpowered*: the half-width "
-        f"is above {family.underpowered_above:g} {family.metric}. A question is answered *no* where the intervals leave "
-        "no effect that matters, *in part* where some numbers are as expected and the rest excluded, *unclear* "
+        f"is above {family.underpowered_above:g} {family.metric}. A question is answered *no* where the intervals "
+        "leave no effect that matters, *in part* where some numbers are as expected and the rest excluded, *unclear* "
         "otherwise. The table claims_effects corrects over its own effects, so that its p (Holm) may differ."
     )
