@@ -24,7 +24,13 @@ from risf_core.report.base_class_tables import (
 from risf_core.report.gallery_pictures import gallery_figure
 from risf_core.report.study_numbers import study_numbers
 from risf_core.studies import base_classes
-from risf_core.studies.changed_images import ImageChange, image_changes, image_margins, most_changed
+from risf_core.studies.changed_images import (
+    ImageChange,
+    image_changes,
+    image_margins,
+    most_changed,
+    score_ranks,
+)
 from risf_core.studies.gallery import make_gallery
 from risf_core.studies.matching import lies_on, named_by_best, takes_object
 from risf_core.study_params import BaseClassesParams
@@ -73,13 +79,20 @@ def test_detections_of_other_images_or_classes_are_refused():
 # ------------------------------------------------------------ images that change most
 
 
-def test_the_margin_is_right_scores_less_wrong_ones():
+def test_ranks_are_within_a_class_and_blind_to_a_common_lift():
+    rows = [(1, BOX, 0, 0.9), (1, OTHER, 0, 0.5), (2, BOX, 0, 0.5), (2, FAR, 0, 0.1), (3, BOX, 2, 0.3)]
+    found = detections_of(*rows)
+    assert score_ranks(found).tolist() == pytest.approx([1.0, 0.5, 0.5, 0.0, 0.5])
+    assert score_ranks(found.with_scores(0.5 + found.scores / 2)).tolist() == score_ranks(found).tolist()
+
+
+def test_the_margin_is_right_ranks_less_wrong_ones():
     data = data_of(image(1, [(BOX, 0)]), image(2, []), image(3, [(FAR, 1, True)]))
-    found = detections_of((1, BOX, 0, 0.75), (1, OTHER, 0, 0.5), (2, BOX, 1, 0.25), (3, FAR, 1, 0.5))
-    assert image_margins(found, data) == {1: 0.25, 2: -0.25, 3: 0.0}
-    after = found.with_scores(np.array([0.75, 0.25, 0.5, 0.5], dtype=np.float32))
+    found = detections_of((1, BOX, 0, 0.75), (1, OTHER, 0, 0.5), (2, BOX, 0, 0.9), (3, FAR, 1, 0.5))
+    assert image_margins(found, data) == {1: 0.5 - 0.0, 2: -1.0, 3: 0.0}
+    after = found.with_scores(np.array([0.75, 0.25, 0.6, 0.1], dtype=np.float32))
     changes = image_changes(found, after, data, cell=4)
-    assert changes == [ImageChange(1, 4, 0.25), ImageChange(2, 4, -0.25), ImageChange(3, 4, 0.0)]
+    assert changes == [ImageChange(1, 4, 0.5), ImageChange(2, 4, 0.5), ImageChange(3, 4, 0.0)]
     with pytest.raises(DataError, match="Expected the same boxes"):
         image_changes(found, found.keep(np.arange(4) > 0), data)
 
@@ -167,6 +180,7 @@ def colours(tmp_path, monkeypatch):
     def run():
         one = cells.run()
         one.upstreams = lambda name: [ours if name == "gfsod" else upstream]
+        one.upstream = lambda ref: SimpleNamespace(record={"params": {"iterations": 700}})
         return one
 
     return SimpleNamespace(run=run, found=found, test=test, fsod=cells, folder=tmp_path)
@@ -289,16 +303,16 @@ def test_the_gallery_shows_the_image_that_gains(colours):
     run = _with_cosines(colours)
     params = BaseClassesParams(**VALUES, fsod=["b.yaml"])
     gallery = make_gallery(params, run)
-    # ground 0.9 -> 0.63, squares 0.5 -> 0.65 each: 0.27 + 0.3
+    # of the two detections called red the right one comes up: ranks 0 and 1 before, 1 and 0 after; green has one
     (one,) = gallery.gains
-    assert (one.image_id, one.seed) == (1, 0) and one.change == pytest.approx(0.57, abs=1e-3)
+    assert (one.image_id, one.seed) == (1, 0) and one.change == pytest.approx(2.0)
     assert gallery.losses == () and (gallery.share_up, gallery.share_down) == (100.0, 0.0)
     (row,) = [row for row in run.rows.as_list() if row["part"] == "gallery"]
-    assert (row["kind"], row["image_id"], row["change"]) == ("gain", 1, pytest.approx(0.57, abs=1e-3))
+    assert (row["kind"], row["image_id"], row["change"]) == ("gain", 1, pytest.approx(2.0))
     means = [row["mean_change"] for row in run.rows.as_list() if row["part"] == "images"]
-    assert means == pytest.approx([0.57, 0.57], abs=1e-3)
+    assert means == pytest.approx([2.0, 2.0])
     drawing = gallery_figure(gallery)
-    assert len(drawing.figure.axes) == 4 and "sum of the scores of its right" in drawing.caption
+    assert len(drawing.figure.axes) == 4 and "sum of the ranks of its right" in drawing.caption
     assert drawing.png() == gallery_figure(make_gallery(params, run)).png()  # and no row is added twice
 
 
@@ -323,16 +337,16 @@ def test_a_gallery_of_several_k_is_refused(colours):
 NAMES = {"base": ("anchor", "cow"), "novel": ("cat", "queen")}
 
 
-def made_record(*, falls: bool = True) -> dict:
+def made_record(*, falls=True, clip="resnet, 700 steps", losses=("ce", "bnrl"), all_k=(1, 5)) -> dict:
     """Made-up rows of two losses, two K and three seeds; base classes lose 4 points, or gain as many."""
-    key = {"split": 1, "arm": "kshot", "setting": "gfsod", "repeat": 0}
+    key = {"split": 1, "arm": "kshot", "setting": "gfsod", "repeat": 0, "clip": clip}
     rows = [
         {"part": "class", "split": 1, "name": name, "group": group, "objects": 9, "accuracy": 70.0 + 5 * place,
-         "accuracy_in_group": 80.0}
+         "accuracy_in_group": 80.0, "clip": clip}
         for group, names in NAMES.items() for place, name in enumerate(names)
     ]  # fmt: skip
     change = {"base": -4.0 if falls else 4.0, "novel": 6.0}
-    for loss, shots, seed in ((loss, k, s) for loss in ("ce", "bnrl") for k in (1, 5) for s in (0, 1, 2)):
+    for loss, shots, seed in ((loss, k, s) for loss in losses for k in all_k for s in (0, 1, 2)):
         cell = {**key, "loss": loss, "shots": shots, "seed": seed}
         for rescored, space, c in base_classes.combinations(PARAMS):
             touched = {"base": ("base", "both"), "novel": ("novel", "both")}
@@ -356,7 +370,7 @@ def made_record(*, falls: bool = True) -> dict:
                 rows.append({"part": "confusion", **cell, "rescored": rescored, "name": name, **values})
     params = PARAMS.model_dump(mode="json")
     return {
-        "run_id": "base_classes-1",
+        "run_id": f"base_classes-{clip}",
         "notebook": "41_base_classes",
         "params": params,
         "rows": rows,
@@ -430,3 +444,19 @@ def test_headline_names_the_changes_of_k_5():
     name = "gfsod, base and novel classes re-scored among all classes + background: change of bAP, K=5, ce"
     assert found[name][1].startswith("−3.9 ± 0.2 (0/3 up)") and found[name][2] == 3
     assert not any("K=1" in quantity for quantity in found)
+
+
+def test_another_clip_stands_apart_and_says_so():
+    weaker = made_record(clip="resnet, 150 steps", losses=("ce",), all_k=(5,))
+    records = [made_record(), weaker]
+    of_one, of_both = (
+        {row[0] for row in study_numbers(own) if row[3] == "41_base_classes"}
+        for own in (records[:1], records)
+    )
+    name = "gfsod, base classes re-scored among re-scored classes + background: change of bAP, K=5, ce"
+    assert of_one < of_both and f"{name}, CLIP resnet, 150 steps" in of_both - of_one and name in of_one
+    tables = [rescored_table(records), class_table(records), confusion_table(records)]
+    assert [set(table.display["clip"]) for table in tables] == [
+        {"resnet, 700 steps", "resnet, 150 steps"}
+    ] * 3
+    assert len(base_class_figures(records)["base_classes_AP"].figure.axes) == 3 * 3

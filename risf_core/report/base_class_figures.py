@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, TwoSlopeNorm
+from matplotlib.patheffects import withStroke
 
 from risf_core.report.base_class_tables import (
     BACKGROUND,
@@ -31,7 +32,9 @@ from risf_core.report.figure_style import (
     seed_counts,
     styled,
 )
+from risf_core.report.table_format import number
 
+PLACE = ["split", "clip", "arm", "loss"]
 BARS = INTERVAL_NOTE.replace("± is the half-width of the", "Bars:").replace("interval over", "intervals over")
 GROUP_TEXTS = {"": "all classes", "b": "base classes", "n": "novel classes"}
 # (re-scored, label space): name in the legend, colour and marker by number, line
@@ -49,7 +52,7 @@ CLASS_LOOKS = {
 CLASS_PANELS = {
     "accuracy": "CLIP's accuracy on true crops (%)",
     "AP50": "AP50 of the detector (%)",
-    "ahead": "CLIP − detector, right names on found boxes (points)",
+    "ahead": "right names on found boxes,\nCLIP − detector (points)",
 }
 
 
@@ -58,10 +61,11 @@ def _of_one_k(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _title(cells: pd.DataFrame, key: tuple) -> str:
-    """Loss, and split and arm where there are several."""
+    """Loss, and split, arm and CLIP where there are several."""
     more = [f"split {key[0]}"] if cells["split"].nunique() > 1 else []
-    more += [key[1]] if cells["arm"].nunique() > 1 else []
-    return ", ".join([key[2], *more])
+    more += [key[2]] if cells["arm"].nunique() > 1 else []
+    more += [key[1].replace(", ", "\n")] if cells["clip"].nunique() > 1 else []
+    return ", ".join([key[3], *more])
 
 
 @styled
@@ -72,15 +76,15 @@ def rescored_figure(records: Sequence[Mapping], *, metric: str = "AP") -> Drawin
         return nothing_yet(NOTEBOOK)
     cells = _of_one_k(cells)
     cells, shots = cells[cells["rescored"] != "none"], shown_shots(cells)
-    places, all_c = groups(cells, ["split", "arm", "loss"]), sorted(set(cells["c"]))
+    places, all_c = groups(cells, PLACE), sorted(set(cells["c"]))
     figure, axes = panels(len(places), len(GROUPS), width=2.6, height=2.3, sharey=True, sharex=True)
     for row_axes, (key, own) in zip(axes, places, strict=True):
         for ax, prefix in zip(row_axes, GROUPS, strict=True):
-            for number, (way, (label, look, line)) in enumerate(WAYS.items()):
+            for place, (way, (label, look, line)) in enumerate(WAYS.items()):
                 rows = own[(own["rescored"] == way[0]) & (own["label_space"] == way[1])]
                 if rows.empty:
                     continue
-                where = rows["c"] + 0.018 * (number - (len(WAYS) - 1) / 2)  # bars beside each other
+                where = rows["c"] + 0.018 * (place - (len(WAYS) - 1) / 2)  # bars beside each other
                 style = {"color": COLORS[look], "marker": MARKERS[look], "linestyle": line, "label": label}
                 style["markerfacecolor"] = COLORS[look] if line == "-" else "white"
                 bars = {"yerr": rows[f"{prefix}change_half_width"], "capsize": 1.5, "elinewidth": 0.7}
@@ -110,7 +114,7 @@ def class_figure(records: Sequence[Mapping]) -> Drawing:
         return nothing_yet(NOTEBOOK)
     cells = _of_one_k(cells).dropna(subset=["all_change"])
     cells = cells.assign(ahead=cells["clip_right"] - cells["detector_right"])
-    places = groups(cells, ["split", "arm", "loss"])
+    places = groups(cells, PLACE)
     figure, axes = panels(len(places), len(CLASS_PANELS), width=2.9, height=2.6, sharey="row", sharex="col")
     for row_axes, (key, own) in zip(axes, places, strict=True):
         for ax, x in zip(row_axes, CLASS_PANELS, strict=True):
@@ -118,13 +122,12 @@ def class_figure(records: Sequence[Mapping]) -> Drawing:
                 rows = own[own["group"] == group]
                 bars = {"yerr": rows["all_half_width"], "elinewidth": 0.5, "linestyle": "none"}
                 ax.errorbar(rows[x], rows["all_change"], **bars, label=f"{group} class", **look)
+            ax.margins(x=0.12)
             _name_extremes(ax, own, x)
             ax.axhline(0, color="black", linewidth=0.8)
             if x == "ahead":
                 ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-            ax.set_title(
-                f"{_title(cells, key)}: rank correlation {_rank_correlation(own, x):+.2f}", fontsize=8.5
-            )
+            ax.set_title(f"{_title(cells, key)}: rank correlation {_rank_correlation(own, x)}", fontsize=8.5)
         row_axes[0].set_ylabel("change of AP50 (points)")
     for ax, text in zip(axes[-1], CLASS_PANELS.values(), strict=True):
         ax.set_xlabel(text)
@@ -140,20 +143,24 @@ def class_figure(records: Sequence[Mapping]) -> Drawing:
 
 
 def _name_extremes(ax: Axes, cells: pd.DataFrame, x: str) -> None:
-    """Names of the two classes that gain most and of the two that lose most."""
-    ordered = cells.dropna(subset=[x]).sort_values(["all_change", "name"])
-    for row in pd.concat([ordered.head(2), ordered.tail(2)]).drop_duplicates("name").to_dict("records"):
-        at = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
-        middle = sum(ax.get_xlim()) / 2
-        side = {"xytext": (5, 0), "ha": "left"} if row[x] < middle else {"xytext": (-5, 0), "ha": "right"}
+    """Names of the two classes that change most and of the two furthest to the left."""
+    cells = cells.dropna(subset=[x])
+    most = cells.assign(size=cells["all_change"].abs()).sort_values(["size", "name"]).tail(2)
+    left = cells.sort_values([x, "name"]).head(2)
+    middle = (cells[x].min() + cells[x].max()) / 2
+    for row in pd.concat([most, left]).drop_duplicates("name").to_dict("records"):
+        at = {"textcoords": "offset points", "fontsize": 7, "va": "bottom"}
+        at["path_effects"] = [withStroke(linewidth=2, foreground="white")]
+        side = {"xytext": (4, 3), "ha": "left"} if row[x] < middle else {"xytext": (-4, 3), "ha": "right"}
         ax.annotate(row["name"], (row[x], row["all_change"]), **at, **side)
 
 
-def _rank_correlation(cells: pd.DataFrame, x: str) -> float:
+def _rank_correlation(cells: pd.DataFrame, x: str) -> str:
+    """Spearman's over the classes as text; a dash where there is none."""
     pairs = cells[[x, "all_change"]].dropna()
     if len(pairs) < 3 or pairs.nunique().min() < 2:
-        return float("nan")
-    return float(pairs.rank().corr().iloc[0, 1])  # Pearson's of the ranks is Spearman's
+        return "–"
+    return number(float(pairs.rank().corr().iloc[0, 1]), decimals=2, sign=True)  # Pearson's of the ranks
 
 
 @styled
@@ -163,10 +170,10 @@ def confusion_figure(records: Sequence[Mapping]) -> Drawing:
     if cells.empty:
         return nothing_yet(NOTEBOOK)
     cells, c = _of_one_k(cells), paper_c(records)
-    places = groups(cells, ["split", "arm", "loss"])
+    places = groups(cells, PLACE)
     count = cells["on"].nunique()
     figure, axes = panels(len(places), 3, width=2.5, height=0.19 * count + 0.7, sharey="row")
-    norms = {"before": Normalize(0, 100), "after": Normalize(0, 100)}
+    norms = dict.fromkeys(("before", "after"), Normalize(0, cells[["before", "after"]].to_numpy().max()))
     limit = max(1.0, cells["change"].abs().max())
     norms["change"] = TwoSlopeNorm(0, -limit, limit)
     titles = {"before": "before", "after": f"after CM-CLIP (c = {c:g})", "change": "after − before"}
@@ -177,7 +184,7 @@ def confusion_figure(records: Sequence[Mapping]) -> Drawing:
         }
         for ax, title in zip(row_axes, titles.values(), strict=True):
             ax.set_title(f"{_title(cells, key)}, {title}", fontsize=8.5)
-        row_axes[0].set_ylabel("class of the object beneath")
+        row_axes[0].set_ylabel("lies on")
         figure.colorbar(
             images["after"], ax=list(row_axes[:2]), label="share of scores (%)", shrink=0.8, aspect=30
         )

@@ -9,7 +9,7 @@ from risf_core.report.statistics import drop_repeats, notebook_of, rows_of, sort
 from risf_core.report.table_format import Table, difference_text, interval_text, number, readable
 
 NOTEBOOK = "41_base_classes"
-PLACE = ["split", "arm", "loss", "shots"]
+PLACE = ["split", "clip", "arm", "loss", "shots"]
 WAY = ["rescored", "label_space", "c"]
 GROUPS = ("", "b", "n")  # all, base, novel: prefixes of a metric
 SHOWN_SHOTS = 5  # K of what is shown of one K alone; the nearest one where it was not run
@@ -146,14 +146,14 @@ def class_cells(records: Sequence[Mapping]) -> pd.DataFrame:
     """
     frame = part_rows(records, "rescored", [*PLACE, *WAY, "seed"], ["per_class"])
     classes = part_rows(
-        records, "class", ["split", "name"], ["group", "objects", "accuracy", "accuracy_in_group"]
+        records, "class", ["split", "clip", "name"], ["group", "objects", "accuracy", "accuracy_in_group"]
     )
     naming = part_rows(records, "naming", [*PLACE, "name", "seed"], ["found", "detector_right", "clip_right"])
     c, rows = paper_c(records), []
     for key, own in frame.groupby(PLACE, sort=False):
         none = own[own["rescored"] == "none"].set_index("seed")["per_class"]
         of_key = naming[(naming[PLACE] == list(key)).all(axis=1)]
-        for one in classes[classes["split"] == key[0]].itertuples():
+        for one in classes[(classes[["split", "clip"]] == list(key[:2])).all(axis=1)].itertuples():
             named = of_key[of_key["name"] == one.name]
             found = named["found"].sum() or math.nan
             right = [100.0 * named[f"{who}_right"].sum() / found for who in ("detector", "clip")]
@@ -208,10 +208,10 @@ def class_table(records: Sequence[Mapping]) -> Table:
         display[head] = [interval_text(float(mean), float(half), sign=True) for mean, half in pairs]
     display["n"] = [str(n) for n in shown["n"]]
     caption = (
-        f"{GENERALISED} Why re-scored base classes lose: CLIP's top-1 accuracy among all names on ground-truth crops "
-        "of the test images; on the objects that a detection finds (IoU ≥ 0.5), how often CLIP's nearest name and the "
-        "detector's label of the best-scoring box are right, over all seeds; the class's AP50, and its change in "
-        "points if all classes are re-scored among all names, or its group among its own names; "
+        f"{GENERALISED} What decides whether a re-scored class gains: CLIP's top-1 accuracy among all names on "
+        "ground-truth crops of the test images; on the objects that a detection finds (IoU ≥ 0.5), how often CLIP's "
+        "nearest name and the detector's label of the best-scoring box are right, over all seeds; the class's AP50, "
+        "and its change in points if all classes are re-scored among all names, or its group among its own names; "
         f"c = {paper_c(records):g}, paired per seed. K = {shots}; the CSV has every K. {INTERVAL_NOTE}"
     )
     return Table("base_classes_by_class", caption, cells, readable(display))
@@ -225,7 +225,9 @@ def confusion_shares(records: Sequence[Mapping]) -> pd.DataFrame:
         the object beneath, or background), group (of ``on``: base, novel, background, own) and share in percent.
     """
     frame = part_rows(records, "confusion", [*PLACE, "rescored", "name", "seed"], ["weights"])
-    classes = part_rows(records, "class", ["split", "name"], ["group"])
+    classes = part_rows(records, "class", ["split", "clip", "name"], ["group"])
+    classes = sort_cells(classes, ["split", "group", "name"])  # base before novel
+    classes = classes.drop_duplicates(["split", "name"])  # a group does not depend on the CLIP
     groups = {(row.split, row.name): row.group for row in classes.itertuples()}
     rows = []
     for row in frame[[*PLACE, "seed", "rescored", "name", "weights"]].to_dict("records"):

@@ -21,9 +21,10 @@ from risf_core.report.pictures import (
 from risf_core.report.table_format import number
 
 RULE = (
-    "Chosen by rule, not by hand: an image's margin is the sum of the scores of its right detections less that of its "
-    "wrong ones (right: COCO's rule at an IoU of 0.5, an object once), and the change is its margin after CM-CLIP less "
-    "that before"
+    "Chosen by rule, not by hand: an image's margin is the sum of the ranks of its right detections less that of its "
+    "wrong ones (rank: share of the class's detections in all test images that score lower, which is all that average "
+    "precision sees; right: COCO's rule at an IoU of 0.5, an object once), and the change is its margin after CM-CLIP "
+    "less that before"
 )
 
 

@@ -88,6 +88,7 @@ def _rule(records: Sequence[Mapping]) -> list[tuple]:
 def _base_classes(records: Sequence[Mapping]) -> list[tuple]:
     """gFSOD: the change of novel, base and all AP with the paper's classes and with base classes re-scored, too."""
     notebook, cells = "41_base_classes", rescored_cells(records)
+    main_clip = cells["clip"].mode().tolist()[:1]  # the CLIP of most rows
     cells = cells[(cells["shots"] == SHOTS) & (cells["c"] == paper_c(records))]
     rows, named = [], {"n": ("novel",), "b": ("base", "both"), "": ("novel", "both")}
     for row in cells.to_dict("records"):
@@ -104,6 +105,7 @@ def _base_classes(records: Sequence[Mapping]) -> list[tuple]:
                 f"{RESCORED_TEXTS[row['rescored']]} classes re-scored among {SPACE_TEXTS[row['label_space']]}"
             )
             quantity = f"gfsod, {what}: change of {prefix}AP, K={SHOTS}, {row['loss']}"
+            quantity += "" if row["clip"] in main_clip else f", CLIP {row['clip']}"
             text, runs = difference_text(*fields, "complete", 0), _runs(records, notebook)
             rows.append((quantity, text, row["n"], notebook, runs, *fields[:2]))
     return rows

@@ -37,17 +37,26 @@ def run_base_classes(params: BaseClassesParams, run) -> None:
     """
     cells = gfsod_cells(run.upstreams("gfsod"), arm=params.arm, losses=params.losses, seeds=params.seeds)
     splits, images = GfsodSplits(), ImageCache()
-    _, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
+    name, clip = _named_clip(params, run)
     for cell in progress(cells, desc="cells", total=len(cells)):
+        key = cell.key | {"clip": name}
         benchmark, test, evaluator = splits.get(cell)
-        _add_classes(params, run, cell, benchmark, test, clip, images)
+        _add_classes(params, run, key, benchmark, test, clip, images)
         found = cell.detections()
         cm_clip = build_cm_clip(clip, benchmark, params.cm_clip)
         cosines = _stored_cosines(params, run, cell, found, test, cm_clip, images)
         groups = Groups(params, benchmark, found, cosines, temperature=cm_clip.temperature)
-        _add_rescored(params, run, cell, groups, evaluator)
-        _add_naming(run, cell, groups, test)
-        _add_confusions(params, run, cell, groups, test)
+        _add_rescored(params, run, key, groups, evaluator)
+        _add_naming(run, key, groups, test)
+        _add_confusions(params, run, key, groups, test)
+
+
+def _named_clip(params: BaseClassesParams, run) -> tuple[str, LoadedClip]:
+    """The CLIP with its name in tables, which tells training lengths apart."""
+    name, clip = open_clip_source(params.clip, run, device=run.device, seed=params.seed)
+    if params.clip.run is None:
+        return name, clip
+    return f"{name}, {run.upstream(params.clip.run).record['params']['iterations']} steps", clip
 
 
 def gfsod_cells(
@@ -218,15 +227,15 @@ def _stored_cosines(
 def _add_classes(
     params: BaseClassesParams,
     run,
-    cell: StoredCell,
+    cell_key: Mapping,
     benchmark: Benchmark,
     test: DetectionData,
     clip: LoadedClip,
     images: ImageCache,
 ) -> None:
     """For each class of a split: how well the CLIP knows its ground-truth crops among all names and in its group."""
-    split, last = cell.key["split"], (*benchmark.base_names, *benchmark.novel_names)[-1]
-    if run.rows.done(part="class", split=split, name=last):
+    shared = {"part": "class", "split": cell_key["split"], "clip": cell_key["clip"]}
+    if run.rows.done(**shared, name=benchmark.novel_names[-1]):
         return
     options = {"cache": images, "crop_options": params.cm_clip.crop_options()}
     among_all = crop_accuracy(clip, test, test.class_names, **options)
@@ -234,7 +243,7 @@ def _add_classes(
     for group, names in (("base", benchmark.base_names), ("novel", benchmark.novel_names)):
         in_group = crop_accuracy(clip, test, names, **options)
         for name in names:
-            key = {"part": "class", "split": split, "name": name}
+            key = shared | {"name": name}
             if not run.rows.done(**key):
                 values = {"group": group, "objects": counts[name]}
                 values |= {"accuracy": among_all["per_class"][name]}
@@ -242,7 +251,7 @@ def _add_classes(
 
 
 def _add_rescored(
-    params: BaseClassesParams, run, cell: StoredCell, groups: Groups, evaluator: Evaluator
+    params: BaseClassesParams, run, cell_key: Mapping, groups: Groups, evaluator: Evaluator
 ) -> None:
     """AP of all, base and novel classes for each combination.
 
@@ -251,7 +260,7 @@ def _add_rescored(
     """
     none, judged = None, {}
     for rescored, space, c in combinations(params):
-        key = {"part": "rescored", **cell.key, "rescored": rescored, "label_space": space, "c": c}
+        key = {"part": "rescored", **cell_key, "rescored": rescored, "label_space": space, "c": c}
         if run.rows.done(**key):
             continue
         none = none or evaluator.evaluate(groups.found)["per_class"]
@@ -272,21 +281,21 @@ def _add_rescored(
         run.rows.add(key, values)
 
 
-def _add_naming(run, cell: StoredCell, groups: Groups, test: DetectionData) -> None:
+def _add_naming(run, cell_key: Mapping, groups: Groups, test: DetectionData) -> None:
     """For each class: of its objects that any detection finds, how many the detector and how many CLIP name rightly.
 
     Both judge the same box, the best-scoring one on the object: the detector by that detection's label, CLIP by the
     nearest of all names (a box that is not encoded counts as wrong).
     """
     names = groups.found.class_names
-    if run.rows.done(part="naming", **cell.key, name=names[-1]):
+    if run.rows.done(part="naming", **cell_key, name=names[-1]):
         return
     nearest = np.nan_to_num(groups.cosines.columns(names), nan=-2.0).argmax(axis=1)
     nearest = np.where(groups.cosines.encoded, nearest, ON_NOTHING)
     truth, by_detector = named_by_best(groups.found, test)
     _, by_clip = named_by_best(groups.found, test, nearest)
     for label, name in enumerate(names):
-        key = {"part": "naming", **cell.key, "name": name}
+        key = {"part": "naming", **cell_key, "name": name}
         own = (truth == label) & (by_detector != ON_NOTHING)
         values = {"found": int(own.sum()), "objects": int((truth == label).sum())}
         values |= {"detector_right": int((by_detector[own] == label).sum())}
@@ -295,14 +304,14 @@ def _add_naming(run, cell: StoredCell, groups: Groups, test: DetectionData) -> N
 
 
 def _add_confusions(
-    params: BaseClassesParams, run, cell: StoredCell, groups: Groups, test: DetectionData
+    params: BaseClassesParams, run, cell_key: Mapping, groups: Groups, test: DetectionData
 ) -> None:
     """What the detections of each novel class lie on, weighted by their scores, without re-scoring and as published."""
     beneath = lies_on(groups.found, test)
     for rescored, space in (("none", ""), ("novel", OWN_SPACE)):
         scores = groups.scores(rescored, space, c=params.cm_clip.c)
         for name in groups.names["novel"]:
-            key = {"part": "confusion", **cell.key, "rescored": rescored, "name": name}
+            key = {"part": "confusion", **cell_key, "rescored": rescored, "name": name}
             if run.rows.done(**key):
                 continue
             own = groups.found.labels == groups.found.class_names.index(name)
