@@ -32,6 +32,7 @@ from risf_core.report.missing_figures import missing_figures
 from risf_core.report.missing_rate_figures import missing_rate_figure
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
+from risf_core.report.published_values import PublishedLine, lines_note, published_lines
 from risf_core.report.rate_figures import rates_figure
 from risf_core.report.regime_figures import regimes_figure
 from risf_core.report.statistics import REPRODUCTION, fine_tuning_rows, ordered, repeats_note
@@ -61,6 +62,7 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
     figure, axes = panels(1, len(places), width=3.6, height=3.1, sharey=True)
     has_clip = "cm_clip" in set(cells["rescoring"])
     lines = [(loss, rescoring) for loss in losses for rescoring in REPRODUCTION[: 1 + has_clip]]
+    shown: list[PublishedLine] = []
     for ax, ((split, arm), own) in zip(axes[0], places, strict=True):
         for number, (loss, rescoring) in enumerate(lines):
             line = own[(own["loss"] == loss) & (own["rescoring"] == rescoring)]
@@ -73,6 +75,8 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
             ax.errorbar(
                 where, line["mean"], line["half_width"], capsize=2, elinewidth=0.9, label=label, **look
             )
+        reference = published_lines(records, metric=metric, setting=setting, split=split, arm=arm)
+        shown += _draw_published(ax, reference, all_shots)
         ax.set(title=panel_title(cells, split, arm), xlabel="K, boxes of each novel class")
         ax.set_xticks(range(len(all_shots)), all_shots)
         ax.set_xlim(-0.4, len(all_shots) - 0.6)
@@ -82,9 +86,24 @@ def main_figure(records: Sequence[Mapping], *, metric: str = "nAP50", setting: s
     caption = (
         f"{metric} over the number of shots K, setting {setting}, for each loss "
         f"{rescored if has_clip else 'without re-scoring'}.{arms_note(cells)} {seeds_note(cells)} {seed_counts(cells)} "
-        "Points are moved sideways."
+        f"Points are moved sideways.{lines_note(shown)}"
     )
     return Drawing(figure, caption)
+
+
+def _draw_published(
+    ax: Axes, lines: Sequence[PublishedLine], all_shots: Sequence[int]
+) -> list[PublishedLine]:
+    """Published values at the K of the axis, black, each system with a marker of its own; returns what was drawn."""
+    drawn = []
+    for line, marker, style in zip(lines, ("*", "x"), ("-.", "--")):
+        where = [place for place, shots in enumerate(all_shots) if shots in line.values]
+        if where:
+            values = [line.values[all_shots[place]] for place in where]
+            look = {"color": "black", "marker": marker, "linestyle": style, "linewidth": 0.9, "markersize": 6}
+            ax.plot(where, values, label=f"{line.system} (published)", **look)
+            drawn.append(line)
+    return drawn
 
 
 @styled

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.patheffects import withStroke
 
 from risf_core.report.figure_style import (
     Drawing,
@@ -68,7 +69,8 @@ def _lines(ax, own: pd.DataFrame, metric: str) -> None:
         look = look_of("line", number, range(len(LINES)))
         ax.errorbar(where, line["mean"], line["half_width"], capsize=2, elinewidth=0.8, label=label, **look)
     ax.set_xticks(range(len(all_shots)), [str(shots) for shots in all_shots])
-    ax.set(xlabel="K", ylabel=f"{metric} (%)")
+    ax.set_xlim(-0.4, len(all_shots) - 0.6)
+    ax.set(xlabel="K, boxes of each novel class", ylabel=f"{metric} (%)")
 
 
 def _scatter(ax, records: Sequence[Mapping], vocabulary: str) -> None:
@@ -91,6 +93,7 @@ def _scatter(ax, records: Sequence[Mapping], vocabulary: str) -> None:
                 ax.plot(x[place], y[place], marker, markersize=9, markeredgewidth=3.4, color="white")
                 ax.plot(x[place], y[place], marker, markersize=8, markeredgewidth=1.8, color=color)
             at = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 7.5, "va": "top"}
+            at["path_effects"] = [withStroke(linewidth=2, foreground="white")]
             ax.annotate(f"K={shots}", (x.max(), y[np.argmax(x)]), color=color, **at)
     ax.margins(x=0.12)
     ax.set(xlabel="nAP50 on the split of the choice (%)", ylabel="nAP50 on the reported split (%)")

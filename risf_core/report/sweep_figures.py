@@ -73,7 +73,9 @@ def sensitivity_c_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -
             ax.annotate(
                 "paper",
                 (PAPER_C, 0.02),
+                xytext=(-3, 0),
                 xycoords=ax.get_xaxis_transform(),
+                textcoords="offset points",
                 fontsize=7,
                 rotation=90,
                 ha="right",
