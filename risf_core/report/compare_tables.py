@@ -36,11 +36,15 @@ def describe_sides(pairing: Pairing) -> str:
         frame = pairing.frames[place]
         origin = "own" if side.origin == "own" else f"{side.origin}, not of this project"
         runs = frame["run_id"].nunique()
-        texts.append(f"{name}: {side.word} ({origin}; {len(frame)} rows of {runs} run{'s' * (runs > 1)}).")
+        texts.append(f"{name}: {side.word} ({origin}; {_count(len(frame), 'row')} of {_count(runs, 'run')}).")
     if pairing.differing:
         parts = (f"{NAMES.get(k, k)} ({_value(a)} | {_value(b)})" for k, (a, b) in pairing.differing.items())
         texts.append(f"They differ in {', '.join(parts)}.")
     return " ".join(texts)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _value(value: Any) -> str:
@@ -123,7 +127,7 @@ def kinds_table(pairing: Pairing, summary: pd.DataFrame, results: CellResults, b
         f"of it an image. {len(results.kinds)} of {len(pairing.pairs)} pairs have stored detections. "
         f"{describe_sides(pairing)} {alike} {units_note(pairing, by)}"
     )
-    if "setting" in pairing.matched and (pairing.pairs["setting"] == "fsod").any():
+    if any((frame["setting"] == "fsod").any() for frame in pairing.frames):
         caption += " In fsod the objects of base classes are background."
     data = summary.assign(a_origin=pairing.sides[0].origin, b_origin=pairing.sides[1].origin)
     return Table("error_kinds", " ".join(caption.split()), data, _readable(display))
