@@ -246,6 +246,12 @@ def test_replaced_values_reach_into_nested_models(project):
     assert spec.command.endswith(f"python -m risf_core.run notebooks/10_base_training.ipynb {words}")
 
 
+def test_a_dotted_name_replaces_one_value_of_a_default_that_the_file_leaves_out():
+    path = "params/mini/20_fine_tuning.yaml"  # it has no solver: 300 steps are the notebook's default
+    usual, other = load_run(path).params.solver, load_run(path, {"solver.lr": 0.05}).params.solver
+    assert other == usual.model_copy(update={"lr": 0.05}) and other.iterations == 300
+
+
 def test_a_list_for_a_single_value_makes_a_grid(project):
     project("params/20_fine_tuning.yaml", "profile: mini\nbase: x.yaml\nseeds: [0, 1]\n")
     ref = RunRef(

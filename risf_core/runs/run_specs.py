@@ -119,7 +119,7 @@ def load_run(
     content = read_yaml(path)  # first: a file that is not there has no notebook either
     model = model_of(Path(notebook or path))
     notebook_path = find_file(notebook) if notebook else project_path(f"notebooks/{model.notebook}.ipynb")
-    values = merge(content, overrides)
+    values = merge(_with_defaults(content, overrides, model), overrides)
     try:
         params = model.model_validate(values)
     except ValidationError as error:
@@ -127,6 +127,24 @@ def load_run(
         source = f"{shown(path)}{' with ' if replaced else ''}{replaced}"
         raise ParamsError(f"{source}: {explain(error, model)}") from None
     return RunSpec(params=params, file=path, overrides=overrides, notebook=notebook_path)
+
+
+def _with_defaults(
+    content: dict[str, Any], overrides: dict[str, Any], model: type[NotebookParams]
+) -> dict[str, Any]:
+    """The file's content, and the notebook's own defaults of what it leaves out and a dotted name reaches into.
+
+    ``solver.lr`` replaces one value: without this the others would be those of the solver's class, such as 1,200 steps,
+    not the 300 of fine-tuning.
+    """
+    defaults = {
+        name: info.default.model_dump(mode="json", exclude_unset=True)
+        for name, info in model.model_fields.items()
+        if isinstance(overrides.get(name), dict)
+        and name not in content
+        and isinstance(info.default, BaseModel)
+    }
+    return content | defaults
 
 
 def find_file(path: str | Path) -> Path:
