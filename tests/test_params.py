@@ -167,6 +167,8 @@ def test_models_survive_json(model):
     given["clips"] = [{"run": "c.yaml"}, {"model": "RN50", "path_only": True}]
     given["checkpoint"] = {"path": "model.pth", "detector": {"freeze_at": 3}, "classes": "novel"}
     given |= {"clip": {"run": "c.yaml"}, "selection": "f.yaml", "reported": "f.yaml"}
+    given |= {"select_base": "b.yaml", "gfsod": "f.yaml"}
+    given |= {"rates": "r.yaml"} if model.notebook == "33_missing_annotations" else {}
     params = model(**{name: value for name, value in given.items() if name in model.model_fields})
     assert model.model_validate(json.loads(params.model_dump_json())) == params
 
