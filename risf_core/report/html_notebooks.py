@@ -134,6 +134,7 @@ def _math(tex: str) -> str:
     tex = " ".join(tex.split())
     buffer = io.BytesIO()
     drawable = tex.replace(r"\tfrac12", r"\frac{1}{2}").replace(r"\tfrac", r"\frac")
+    drawable = re.sub(r"\\[bB]ig[lr]?(?=[()|\[\]])", "", drawable)
     try:
         math_to_image(f"${drawable}$", buffer, dpi=200, format="png")
     except ValueError:  # what mathtext does not know

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
+WIDE = (
+    1000  # pixels from which on a picture is scrolled on a phone rather than shrunk until nobody can read it
+)
 SHORT = 24  # characters of a cell that stay on one line
 STYLE = """
 :root { color-scheme: light }
@@ -26,6 +29,7 @@ nav ol { margin: 0; padding-left: 1.4rem; columns: 16rem }
 figure { margin: 1.25rem 0 2rem }
 figcaption, .note { color: #444; font-size: .9rem; max-width: 50rem }
 img { max-width: 100%; height: auto; display: block }
+img.wide { min-width: 38rem }
 img.math { display: inline; vertical-align: middle; max-width: 100% }
 .scroll { overflow-x: auto; max-width: 100%; margin: .5rem 0 }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
@@ -122,10 +126,13 @@ def figure(png: Path, caption: str, *, name: str, at: str) -> str:
         name: Of the figure.
         at: Id for links to it.
     """
-    data = base64.b64encode(Path(png).read_bytes()).decode("ascii")
+    content = Path(png).read_bytes()
+    data = base64.b64encode(content).decode("ascii")
+    is_wide = int.from_bytes(content[16:20], "big") > WIDE
+    shape = ' class="wide"' if is_wide else ""
     return (
-        f'<figure id="{escape(at)}">\n'
-        f'<img src="data:image/png;base64,{data}" alt="{escape(first_sentence(caption))}">\n'
+        f'<figure id="{escape(at)}">\n<div class="scroll" tabindex="0">'
+        f'<img{shape} src="data:image/png;base64,{data}" alt="{escape(first_sentence(caption))}"></div>\n'
         f"<figcaption><b>{escape(name)}.</b> {escape(caption)}</figcaption>\n</figure>"
     )
 

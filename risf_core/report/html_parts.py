@@ -1,8 +1,10 @@
 """The sections of the report: summary, claims, figures, tables, notebooks, provenance, each from records to HTML."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from risf_core.report.claims import (
     IN_PART,
@@ -14,11 +16,11 @@ from risf_core.report.claims import (
     EvidenceRow,
 )
 from risf_core.report.claims import NO as NO_ANSWER
+from risf_core.report.claims_page import verdict_text
 from risf_core.report.html_page import (
     anchor,
     escape,
     figure,
-    first_sentence,
     link,
     paragraph,
     table,
@@ -29,7 +31,7 @@ from risf_core.report.readme_blocks import in_readme
 from risf_core.report.statistics import notebook_of
 from risf_core.report.table_format import MISSING, number
 
-LONG_TABLE = 16  # rows from which on a table is folded
+LONG_TABLE = 40  # rows from which on a table is folded
 PICTURES = 3  # of detections, each of 0.8 MB, that a profile shows inside the page; the others are linked
 KINDS = {
     REPRODUCED: "good", YES: "good", PARTLY: "some", IN_PART: "some", NOT: "bad", NO_ANSWER: "bad",
@@ -116,29 +118,32 @@ def warnings(sources: Sequence[Source], claims: Sequence[ClaimResult]) -> list[s
         lacking = [own.name for own in source.tables if own.display.astype(str).eq(MISSING).any(axis=None)]
         if lacking:
             found.append(f"{name}: {MISSING} in the tables {', '.join(lacking)}.")
-        found += [
-            f"{name}, table {own.name}: {text}" for own in source.tables for text in announced(own.caption)
-        ]
+        found += [f"{name}: {text}" for text in source.signs]
     weak = [result.id for result in claims if result.is_underpowered]
     if weak:
         found.append(f"Underpowered, so that a null says little: {', '.join(weak)}.")
     return found
 
 
-def announced(caption: str) -> list[str]:
-    """The sentences of a caption that begin with WARNING."""
-    return [first_sentence(part).removeprefix(":").strip() for part in f" {caption}".split(" WARNING")[1:]]
-
-
 def _warnings(sources: Sequence[Source], claims: Sequence[ClaimResult]) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in warnings(sources, claims))
-    return f'<ul class="warnings">{items}</ul>' if items else paragraph("None.")
+    """The warnings as a list; the tables that they name are linked."""
+    tables = {(source.profile, own.name) for source in sources for own in source.tables}
+    items = []
+    for text in warnings(sources, claims):
+        profile = text.partition(":")[0]
+
+        def linked(found: re.Match, profile: str = profile) -> str:
+            at = anchor("table", profile, found[1])
+            return f"(table {link(found[1], f'#{at}')})" if (profile, found[1]) in tables else found[0]
+
+        items.append(f"<li>{re.sub(r'[(]table ([^)]+)[)]', linked, escape(text))}</li>")
+    return f'<ul class="warnings">{"".join(items)}</ul>' if items else paragraph("None.")
 
 
 def claims_section(claims: Sequence[ClaimResult], sources: Sequence[Source], page: Path) -> str:
     """Every claim and question: an overview, then each with its numbers."""
     rows = [
-        [link(result.says, f"#{anchor('claim', result.id)}"), badge(result.verdict), _notebooks(result)]
+        [link(result.says, f"#{anchor('claim', result.id)}"), badge(result), _notebooks(result)]
         for result in claims
     ]
     folders = {source.profile: source.folder for source in sources}
@@ -147,9 +152,9 @@ def claims_section(claims: Sequence[ClaimResult], sources: Sequence[Source], pag
     return "\n".join(parts)
 
 
-def badge(verdict: str) -> str:
-    """A verdict as a word on a colour; the word alone says it too."""
-    return f'<span class="verdict {KINDS.get(verdict, "none")}">{escape(verdict)}</span>'
+def badge(result: ClaimResult) -> str:
+    """A verdict as words on a colour; the words alone say it too."""
+    return f'<span class="verdict {KINDS.get(result.verdict, "none")}">{escape(verdict_text(result))}</span>'
 
 
 def _notebooks(result: ClaimResult) -> str:
@@ -163,7 +168,7 @@ def _claim(result: ClaimResult, folders: Mapping[str, Path], page: Path) -> str:
     rows = [_evidence(row, folders, page) for row in result.rows]
     return (
         f'<h3 id="{anchor("claim", result.id)}">{escape(result.says)}{where}</h3>\n'
-        f"<p>{badge(result.verdict)} {escape(result.reason)}{n}</p>\n{table(heads, rows)}"
+        f"<p>{badge(result)} {escape(result.reason)}{n}</p>\n{table(heads, rows)}"
     )
 
 
@@ -176,7 +181,7 @@ def _evidence(row: EvidenceRow, folders: Mapping[str, Path], page: Path) -> list
             links.append(link(f"and {more} more", f"#{anchor('provenance', row.profile)}"))
     else:
         parts = [part for _, to in row.links for part in to.split("; ")]
-        links = [link(part, part) if part.startswith("http") else escape(part) for part in parts]
+        links = [link(urlsplit(part).netloc, part) if "://" in part else escape(part) for part in parts]
     p = "–" if row.holm_p != row.holm_p else number(float(row.holm_p), decimals=3)
     mde = "–" if row.mde != row.mde else number(float(row.mde), decimals=1)
     n = str(row.n) if row.n else "–"
@@ -263,13 +268,13 @@ def provenance_section(source: Source, page: Path) -> str:
                 link(
                     record["run_id"], relative(source.folder / "records" / f"{record['run_id']}.json", page)
                 ),
-                escape(environment.get("finished", "?")),
+                escape(str(environment.get("finished", "?"))[:16].replace("T", " ")),
                 f"<code>{escape(commit)}</code>{' + uncommitted changes' if environment.get('dirty') else ''}",
                 escape(device),
                 *(_short_hash(record, name) for name in ("params_hash", "state_hash", "data_hash")),
             ]
         )
-    heads = ["record", "finished", "commit", "machine", "parameters", "code, data, upstream", "data"]
+    heads = ["record", "finished (UTC)", "commit", "machine", "parameters", "code, data, upstream", "data"]
     said = "".join(
         f"<li>{escape(text)}: {len(names)} records</li>" for text, names in sorted(versions.items())
     )

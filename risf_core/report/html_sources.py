@@ -11,6 +11,7 @@ from risf_core.records import read_records
 from risf_core.report.publish import headline, load_records, planned_runs
 from risf_core.report.selection import plan_of, tables_of, write_all
 from risf_core.report.table_format import Table
+from risf_core.report.warning_signs import warning_sentences
 from risf_core.runs.run_specs import RunSpec
 from risf_core.runs.state import load_record, run_id, why_not_current
 from risf_core.runs.yaml_files import project_root
@@ -54,6 +55,11 @@ class Source:
     def headline(self) -> pd.DataFrame:
         """Its numbers to look at first, see `publish.headline`."""
         return headline(self.records, plan=plan_of(self.runs))
+
+    @cached_property
+    def signs(self) -> list[str]:
+        """Known signs of failure in its records, a sentence each."""
+        return warning_sentences(self.records, plan=plan_of(self.runs))
 
     @property
     def missing(self) -> list[str]:

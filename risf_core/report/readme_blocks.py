@@ -107,7 +107,7 @@ def claim_lines(results: Sequence[ClaimResult]) -> str:
         elif means:
             low, high = (number(float(value), sign=True) for value in (min(means), max(means)))
             text += f"; {low} to {high} points of nAP50)" if len(means) > 1 else f"; {low} points of nAP50)"
-        lines.append(f"- **{result.verdict}**: {result.says}{text}")
+        lines.append(f"- **{claims_page.verdict_text(result)}**: {result.says}{text}")
     counted = ", ".join(
         f"{sum(one.verdict == verdict for one in results)} {verdict}"
         for verdict in dict.fromkeys(one.verdict for one in results)
