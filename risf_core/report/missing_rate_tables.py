@@ -152,7 +152,8 @@ def missing_rate_table(records: Sequence[Mapping]) -> Table:
         f"{settings_note(records)} Bias and RMSE in points of percent; own interval: 95 % of a bootstrap over the "
         "images of one draw, mean of its ends; holds the truth: in how many of the n estimates it does. ± is the "
         "half-width of the 95 % Student-t interval over few-shot seeds of one base model; over all sets a seed's mean "
-        "is one value."
+        "is one value. Where settings were chosen on planted truth, their images are of the same kind as those judged: "
+        "on images of another kind the false places are not known."
     )
     return Table("missing_rate", caption, cells, readable(display))
 
