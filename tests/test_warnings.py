@@ -192,6 +192,11 @@ def test_a_best_rate_at_an_end_is_said():
     (sign,) = edges_of_rates(data)
     assert "0.005 (bnrl, split 2, all, mean over K)" in sign.text and sign.tables == ("learning_rates",)
     assert not edges_of_rates(data.assign(at_edge=False))
+    several = pd.concat([data.assign(arm="kshot", shots=5), data])  # what other studies take is named first
+    assert (
+        "tried: 0.005 (bnrl, split 2, all, mean over K); 0.005 (bnrl, split 2, kshot"
+        in edges_of_rates(several)[0].text
+    )
 
 
 def test_what_was_selected_at_an_end_is_said():

@@ -135,6 +135,7 @@ def edges_of_rates(data: pd.DataFrame) -> list[Sign]:
         return []
     keys = ["loss", "split", "arm", "shots"]
     rows = data[data["at_edge"].astype(bool)].to_dict("records")
+    rows.sort(key=lambda row: row["arm"] != "all")  # the rates that other studies take come first
     found = [f"{row['lr']:g} ({cell_text(row, keys)})" for row in rows]
     if not found:
         return []
