@@ -82,7 +82,9 @@ def fraction_figure(records: Sequence[Mapping]) -> Drawing:
             _line(row_axes[2], line["fraction"] + 3 * step, line, "ignored, each at its own rate", look)
         row_axes[2].axhline(0, color="black", linewidth=0.8)
         row_axes[2].set(title="bnrl − ce, paired per seed", ylabel="difference of nAP50 (points)")
-        row_axes[2].legend(fontsize=7, loc="best")
+        low, high = row_axes[2].get_ylim()
+        row_axes[2].set_ylim(low - 0.35 * (high - low), high)  # room for its legend
+        row_axes[2].legend(fontsize=7, loc="lower left")
         for ax in row_axes:
             ax.set_xlabel("known share of the further novel objects")
             ax.set_xticks(sorted(set(own["fraction"])))
