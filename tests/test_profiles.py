@@ -262,7 +262,7 @@ def test_a_crop_of_clip_costs_what_was_measured(profile):
         text = head(ROOT / "params" / profile / f"{name}.yaml")
         assert f"{words} (measured" in text and "0.024 s (estimate: " in text and "0.38 TFLOP" in text
         assert name == "fine_tuning" or "both with -p clip null" in text
-    assert f"{words} x detections of novel classes above 0.05" in (ROOT / "README.md").read_text()
+    assert f"{words} for each detection of a novel class above 0.05" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["36_label_space", "37_rescoring_controls"])
