@@ -90,11 +90,12 @@ def _scatter(ax, records: Sequence[Mapping], vocabulary: str) -> None:
             ax.plot(x, y, ".", markersize=1.5, alpha=0.35, color=color, rasterized=True)
             for name, marker in ((metrics["chosen"][str(shots)], "x"), (metrics["paper"], "+")):
                 place = names.index(name)
-                ax.plot(x[place], y[place], marker, markersize=9, markeredgewidth=3.4, color="white")
-                ax.plot(x[place], y[place], marker, markersize=8, markeredgewidth=1.8, color=color)
+                at = {"marker": marker, "linestyle": "none", "zorder": 4}  # above the clouds of other K
+                ax.plot(x[place], y[place], markersize=9, markeredgewidth=3.4, color="white", **at)
+                ax.plot(x[place], y[place], markersize=8, markeredgewidth=1.8, color=color, **at)
             at = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 7.5, "va": "top"}
             at["path_effects"] = [withStroke(linewidth=2, foreground="white")]
-            ax.annotate(f"K={shots}", (x.max(), y[np.argmax(x)]), color=color, **at)
+            ax.annotate(f"K={shots}", (x.max(), y[np.argmax(x)]), color=color, zorder=5, **at)
     ax.margins(x=0.12)
     ax.set(xlabel="nAP50 on the split of the choice (%)", ylabel="nAP50 on the reported split (%)")
 

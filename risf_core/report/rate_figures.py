@@ -2,7 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from risf_core.report.figure_style import Drawing, groups, legend_below, look_of, nothing_yet, panels, styled
+from risf_core.report.figure_style import (
+    Drawing,
+    arms_note,
+    groups,
+    legend_below,
+    look_of,
+    nothing_yet,
+    panels,
+    seed_counts,
+    styled,
+)
 from risf_core.report.rate_tables import NOTEBOOK, rate_cells
 from risf_core.report.statistics import ordered
 
@@ -15,8 +25,8 @@ def rates_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawin
         return nothing_yet(NOTEBOOK)
     places = groups(cells, ["split", "arm", "shots"])
     losses, rates = ordered("loss", cells["loss"]), sorted(set(cells["lr"]))
-    columns = min(4, len(places))
-    rows = -(-len(places) // columns)
+    rows = -(-len(places) // 4)
+    columns = -(-len(places) // rows)
     figure, axes = panels(rows, columns, width=2.5, height=2.3, sharey=True, sharex=True)
     for ax, ((split, arm, shots), own) in zip(axes.flat, places, strict=False):
         for loss in losses:
@@ -31,15 +41,17 @@ def rates_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawin
         ax.set(xscale="log", title=f"split {split}, {name}")
         ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
         ax.minorticks_off()
-    for ax in list(axes.flat)[len(places) :]:
-        ax.set_visible(False)
-    for ax in axes[-1]:
-        ax.set_xlabel("peak learning rate")
+    for place, ax in enumerate(axes.flat):
+        ax.set_visible(place < len(places))
+        if place + columns >= len(places):  # nothing stands below it
+            ax.set_xlabel("peak learning rate")
+            ax.tick_params(labelbottom=True)
     for ax in axes[:, 0]:
         ax.set_ylabel(f"{metric} (%)")
     legend_below(figure, axes[0, 0], columns=len(losses))
     caption = (
         f"{metric} over the peak learning rate (logarithmic) for each loss, all else equal, without re-scoring. A ring "
-        "marks the best rate. Bars: 95 % Student-t intervals over few-shot seeds of one base model."
+        "marks the best rate. Bars: 95 % Student-t intervals over few-shot seeds of one base model. "
+        f"{seed_counts(cells)}{arms_note(cells)}"
     )
     return Drawing(figure, caption)
