@@ -79,7 +79,8 @@ def by_of(text: str, columns: Sequence[str]) -> list[str]:
 def compare(arguments: argparse.Namespace) -> list[Path]:
     """Pair, judge, tell and write; returns what was written."""
     from risf_core.compared_cells import CellResults, Cells, image_changes, kinds_summary, read_cells
-    from risf_core.comparison import check_test_data, pair_sides, summary
+    from risf_core.comparison import check_test_data, pair_sides
+    from risf_core.paired_means import summary
     from risf_core.report import compare_tables as tables
     from risf_core.selectors import Truths, opened
 

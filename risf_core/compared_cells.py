@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from risf_core.comparison import FINE_TUNING, Pairing, groups, plain, unit_means
+from risf_core.comparison import FINE_TUNING, Pairing, plain
 from risf_core.data.dataset import DetectionData
 from risf_core.detections import Detections, Similarities
 from risf_core.error_kinds import KINDS, Judged, judge
 from risf_core.errors import DataError, RecordError
 from risf_core.ground_truth import GroundTruth
+from risf_core.paired_means import groups, unit_means
 from risf_core.params import CmClipParams
 from risf_core.progress import progress
 from risf_core.report.statistics import student_interval

@@ -11,8 +11,9 @@ import pytest
 
 from risf_core import compare, pack, selectors
 from risf_core.compared_cells import Cells, _of_classes, image_changes, kinds_summary, read_cells
-from risf_core.comparison import check_test_data, pair_sides, summary
+from risf_core.comparison import check_test_data, pair_sides
 from risf_core.errors import ParamsError, RecordError
+from risf_core.paired_means import summary
 from risf_core.records import read_records
 from risf_core.report.statistics import student_interval
 from risf_core.selectors import Truths, opened

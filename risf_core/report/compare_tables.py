@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from risf_core.compared_cells import CellResults
-from risf_core.comparison import AVERAGED, DRAW, Pairing, group_columns
+from risf_core.comparison import AVERAGED, DRAW, Pairing
+from risf_core.paired_means import group_columns
 from risf_core.report.statistics import ordered
 from risf_core.report.table_format import Table, interval_text, number, readable
 
