@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from risf_core.ablations import ablate_c
+from risf_core.cm_clip import apply_cm_clip
 from risf_core.data.pictograms import CLASSES, SPLITS
 from risf_core.detections import Detections, Similarities
 from risf_core.notebook_models import MODELS
@@ -155,6 +156,24 @@ def test_executed_notebooks_show_their_figures_and_no_error(smoke):
         assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
         expected = PICTURES.get(record["notebook"], record["metrics"].get("num_figures"))
         assert len(pictures) == expected, record["run_id"]
+
+
+def test_explore_shows_the_stored_scores_and_no_widget(smoke):
+    record = smoke.record("01_explore")
+    metrics, thresh = record["metrics"], record["params"]["draw_thresh"]
+    assert metrics["num_cells"] == 16  # two each of K, seed, arm and loss
+    assert metrics["cell"] == {"split": 1, "shots": 2, "loss": "ce", "arm": "kshot", "seed": 0}
+    (run,) = [run for run in smoke.fine_tuning() if run["params"]["shots"] == 2]
+    found, cosines = stored(smoke.artifacts(run), "seed0-kshot-ce")
+    own = found.image_ids == metrics["image_id"]
+    found, cosines = found.keep(own), cosines.keep(own)
+    assert metrics["num_boxes"] == len(found) > 0
+    space = (*found.class_names, "background")
+    for c in (1.0, 0.7, 0.3):
+        scores = apply_cm_clip(found, cosines, c=c, label_space=space).scores
+        assert metrics["num_drawn"][f"c={c:g}"] == (scores > thresh).sum()
+    outputs = smoke.notebook_outputs(record["run_id"])
+    assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))
 
 
 # --- records --------------------------------------------------------------------------------------------------------
