@@ -270,9 +270,9 @@ def _flatten(params: Mapping, prefix: str = "") -> dict[str, str]:
 def sort_cells(frame: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Sort by the keys in the project's own order (kshot before missing, ce before bnrl) and renumber the rows."""
     frame = frame.reset_index(drop=True)
-    columns = [key for key in keys if key in frame]
+    columns = [(key, frame[key].tolist()) for key in keys if key in frame]
     order = sorted(
-        range(len(frame)), key=lambda row: tuple(sort_key(key, frame[key].iloc[row]) for key in columns)
+        range(len(frame)), key=lambda row: tuple(sort_key(name, values[row]) for name, values in columns)
     )
     return frame.iloc[order].reset_index(drop=True)
 
