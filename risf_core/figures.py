@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 
 from risf_core.report.backbone_figures import backbones_at_accuracy_figure
 from risf_core.report.base_class_figures import base_class_figures
+from risf_core.report.base_models import of_one_base
 from risf_core.report.control_figures import class_gain_figure, controls_figure, size_figure
+from risf_core.report.crossed_figures import crossed_figures
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
@@ -213,7 +215,9 @@ def _draw_two_by_two(ax: Axes, cell: pd.DataFrame, shots: int) -> None:
 
 def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
     """Every figure that records alone can fill, by file name."""
+    crossed, records = crossed_figures(records), of_one_base(records)
     figures = {
+        **crossed,
         **{f"main_{metric}": main_figure(records, metric=metric) for metric in ("nAP50", "nAP")},
         **{f"paired_{metric}": paired_figure(records, metric=metric) for metric in ("nAP50", "nAP")},
         "interaction_nAP50": interaction_figure(records),
