@@ -135,7 +135,8 @@ def test_a_claim_is_reproduced_partly_or_not(tmp_path, quantities, verdict):
 def test_reason_says_what_is_not_so_and_what_could_have_been_seen(tmp_path):
     (result,) = judge(tmp_path, claim("sure", "unseen", "sure loss", reason="A sentence."))
     assert result.reason.startswith(
-        "1 of 3 as expected; not so unseen: +0.4 ± 3.0 holds 0 (smallest effect that"
+        "1 of 3 as expected, 1 CONTRADICT it (the other sign after correction); "
+        "not so unseen: +0.4 ± 3.0 holds 0 (smallest effect that"
     )
     assert (
         "underpowered (half-width above 1)" in result.reason

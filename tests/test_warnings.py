@@ -18,6 +18,7 @@ from risf_core.report.warning_signs import (
     bnrl_effects_below_ce,
     caption_warnings,
     headline_too_wide,
+    several_processors,
     signs_of_regimes,
     warning_sentences,
     with_warnings,
@@ -278,3 +279,13 @@ def test_a_profile_without_signs_has_no_sentence():
 
 def test_long_lists_are_cut_and_counted():
     assert named("abcdef") == "a; b; c; d; and 2 more" and named("abab") == "a; b"
+
+
+def test_records_of_several_kinds_of_processors_are_told(tmp_path):
+    def made_on(device, name):
+        return {"run_id": name, "params": {"base": "b"}, "rows": [], "environment": {"device": device}}
+
+    one, other = made_on("EPYC", "a"), made_on("Xeon", "b")
+    assert not several_processors([one, made_on("EPYC", "c")])
+    (sign,) = several_processors([one, other])
+    assert "1 on EPYC, 1 on Xeon" in sign.text and "another base model" in sign.text

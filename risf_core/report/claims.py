@@ -263,7 +263,12 @@ def _verdict(claim: Claim, rows: Sequence[EvidenceRow], family: Family) -> tuple
     if claim.rule in ORDER_RULES:
         return _order_verdict(claim, rows)
     met = sum(bool(row.is_met) for row in rows)
-    reason = f"{met} of {len(rows)} as expected{_what_is_not(rows, family)}."
+    against = sum(
+        row.lies == {"above": BELOW, "below": ABOVE}.get(expected)
+        for row, expected in zip(rows, claim.expectations(), strict=True)
+    )
+    opposite = f", {against} CONTRADICT it (the other sign after correction)" if against else ""
+    reason = f"{met} of {len(rows)} as expected{opposite}{_what_is_not(rows, family)}."
     if claim.kind != "question":
         return (REPRODUCED if met == len(rows) else PARTLY if met else NOT), reason
     excluded = sum(

@@ -28,10 +28,11 @@ def crossed_numbers(records: Sequence[Mapping]) -> list[HeadlineNumber]:
     """
     if not has_several_bases(records):
         return []
-    levels = level_cells(records)
-    levels = levels[levels["over"] == levels["over"].iloc[0]]
-    rows = []
-    for row in levels[levels["shots"] == levels["shots"].max()].itertuples():
+    levels, rows = level_cells(records), []
+    levels = levels[levels["shots"] == levels["shots"].max()]
+    # the first splits of an arm are those that all its lines share
+    first = levels.groupby("arm")["over"].transform("first")
+    for row in levels[levels["over"] == first].itertuples():
         quantity = f"nAP50 (%), K={row.shots}, {row.arm}: {row.cell}, over {over_text(row)}"
         rows.append(_number(row, quantity, interval_text(row.mean, row.half_width)))
     cells = effect_cells(records, effects=all_effects(records))

@@ -31,8 +31,8 @@ def crossed_rows(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Dat
         left out, as are CLIPs beyond the second and crops made in another way.
 
     Raises:
-        RecordError: If a loss has several other learning rates, a row of the second CLIP belongs to no single base
-            model, or a cell is there twice with different values.
+        RecordError: If a loss has several other learning rates in one arm, a row of the second CLIP belongs to no
+            single base model, or a cell is there twice with different values.
     """
     keys = [*FACTORS, "loss", "is_best", "clip"]
     frame = rows_of(records, FINE_TUNING, required=[*FACTORS[:1], *FACTORS[2:], "loss", "rescoring", metric])
@@ -62,25 +62,33 @@ def crossed_rows(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.Dat
 
 
 def _check_one_rate(frame: pd.DataFrame) -> None:
-    for loss, own in frame.groupby("loss"):
+    for (loss, arm), own in frame.groupby(["loss", "arm"]):
         if own["variant"].nunique() > 1:
             found = ", ".join(sorted(set(own["variant"])))
             raise RecordError(
-                f"fine-tunings with {loss} have {found}. Expected one rate beside the main one."
+                f"fine-tunings with {loss} in the arm {arm} have {found}. Expected one rate beside the main one."
             )
 
 
 def best_rates(records: Sequence[Mapping]) -> dict[str, str]:
-    """The learning rate of each loss that has runs at another than the main one; the others' best is the main one."""
+    """The learning rate of each loss that has runs at another than the main one; the others' best is the main one.
+
+    As text; where the arms have rates of their own, each with its arm: "0.2 (kshot), 0.05 (missing)".
+    """
     frame = rows_of(records, FINE_TUNING)
     if frame.empty:
         return {}
     params = {record["run_id"]: record.get("params") or {} for record in records}
     names = variants(frame, params, factors=("base", "clip"))
+    found: dict[str, dict[str, str]] = {}
+    for loss, arm, name in sorted(set(zip(frame["loss"], frame["arm"], names, strict=True))):
+        if name.startswith(RATE) and "," not in name:
+            found.setdefault(loss, {})[arm] = name.removeprefix(RATE)
     return {
-        loss: name.removeprefix(RATE)
-        for loss, name in sorted(set(zip(frame["loss"], names, strict=True)))
-        if name.startswith(RATE) and "," not in name
+        loss: rates.popitem()[1]
+        if len(set(rates.values())) == 1
+        else ", ".join(f"{rate} ({arm})" for arm, rate in rates.items())
+        for loss, rates in found.items()
     }
 
 

@@ -23,7 +23,7 @@ class Sign:
     """One sign of failure.
 
     Attributes:
-        kind: base classes, bnrl, edge, clip or power.
+        kind: base classes, bnrl, edge, clip, power or processors.
         tables: Names of the tables under which it is said.
         text: The sentence.
     """

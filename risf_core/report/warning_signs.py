@@ -64,17 +64,21 @@ def bnrl_below_ce(cells: pd.DataFrame, metric: str) -> list[Sign]:
         cells: The data of the table ``paired_{metric}``.
         metric: Its metric.
     """
-    found = [
-        f"{row['comparison']} {interval_text(row['mean'], row['half_width'], sign=True)} "
-        f"({cell_text(row, ['split', 'setting', 'arm', 'variant', 'given', 'shots'])})"
-        for row in cells.to_dict("records")
-        if row["comparison"] in ("bnrl − ce", "ce_bg − ce") and lies_below(row["mean"], row["half_width"])
-    ]
-    if not found:
-        return []
-    text = f"BNRL is below cross-entropy on this set ({metric}, interval wholly below 0): {named(found)}"
-    text += "; ce_bg is what the released code trains as BNRL." if "ce_bg" in text else "."
-    return [Sign("bnrl", (f"paired_{metric}", f"main_{metric}"), text)]
+    signs = []
+    for comparison, what in (
+        ("bnrl − ce", "BNRL is below cross-entropy on this set"),
+        ("ce_bg − ce", "ce_bg, which the released code trains as BNRL, is below cross-entropy on this set"),
+    ):
+        found = [
+            f"{comparison} {interval_text(row['mean'], row['half_width'], sign=True)} "
+            f"({cell_text(row, ['split', 'setting', 'arm', 'variant', 'given', 'shots'])})"
+            for row in cells.to_dict("records")
+            if row["comparison"] == comparison and lies_below(row["mean"], row["half_width"])
+        ]
+        if found:
+            text = f"{what} ({metric}, interval wholly below 0): {named(found)}."
+            signs.append(Sign("bnrl", (f"paired_{metric}", f"main_{metric}"), text))
+    return signs
 
 
 def bnrl_effects_below_ce(effects: pd.DataFrame) -> list[Sign]:
@@ -143,6 +147,23 @@ def clips_without_training(records: Sequence[Mapping]) -> list[Sign]:
         return []
     text = f"CLIP has random weights (path_only) in {len(runs)} runs, so that nothing re-scored there is a result."
     return [Sign("clip", (), text)]
+
+
+def several_processors(records: Sequence[Mapping]) -> list[Sign]:
+    """Records made on processors of several kinds: base models of one seed differ then, so no table is named."""
+    kinds: dict[str, int] = {}
+    for record in records:
+        device = (record.get("environment") or {}).get("device")
+        if device and (record.get("params") or {}).get("base", record.get("rows")):
+            kinds[device] = kinds.get(device, 0) + 1
+    if len(kinds) < 2:
+        return []
+    counts = ", ".join(f"{count} on {device}" for device, count in sorted(kinds.items()))
+    text = (
+        f"the records come from processors of several kinds ({counts}), on which the same seed trains another base "
+        "model: compare levels within one record alone."
+    )
+    return [Sign("processors", (), text)]
 
 
 def too_wide(cells: pd.DataFrame, metric: str) -> list[Sign]:
@@ -243,5 +264,6 @@ def warning_sentences(records: Sequence[Mapping], *, plan: Plan | None = None) -
         if NOT_IN_HEADLINE not in text
     ]
     found += [sign.text for sign in clips_without_training(records)]
+    found += [sign.text for sign in several_processors(records)]
     found += [sign.text for sign in headline_too_wide(headline(records, plan=plan))]
     return [text[0].upper() + text[1:] for text in found]
