@@ -16,7 +16,7 @@ from risf_core.report.claims import (
     EvidenceRow,
 )
 from risf_core.report.claims import NO as NO_ANSWER
-from risf_core.report.claims_page import verdict_text
+from risf_core.report.claims_page import RULES, p_text, verdict_text
 from risf_core.report.html_page import (
     anchor,
     escape,
@@ -163,16 +163,31 @@ def _notebooks(result: ClaimResult) -> str:
 
 def _claim(result: ClaimResult, folders: Mapping[str, Path], page: Path) -> str:
     where = f" ({escape(result.claim.where)})" if result.claim.where else ""
-    n = f" {escape(result.claim.n)}" if result.claim.n else ""
-    heads = ["evidence", "profile", "value", "n", "p (Holm)", "smallest visible effect", "records"]
-    rows = [_evidence(row, folders, page) for row in result.rows]
+    facts = {"Rule": RULES.get(result.claim.rule), "n": result.claim.n}
+    known = "".join(f"<br>{name}: {escape(text)}" for name, text in facts.items() if text)
+    heads = [
+        "evidence",
+        "profile",
+        "value",
+        "n",
+        "p",
+        "p (Holm)",
+        "smallest visible effect",
+        "expected",
+        "lies",
+    ]
+    expected = result.claim.expectations() or [None] * len(result.rows)
+    rows = [
+        _evidence(row, expectation, folders, page)
+        for row, expectation in zip(result.rows, expected, strict=True)
+    ]
     return (
         f'<h3 id="{anchor("claim", result.id)}">{escape(result.says)}{where}</h3>\n'
-        f"<p>{badge(result)} {escape(result.reason)}{n}</p>\n{table(heads, rows)}"
+        f"<p>{badge(result)} {escape(result.reason)}{known}</p>\n{table([*heads, 'records'], rows)}"
     )
 
 
-def _evidence(row: EvidenceRow, folders: Mapping[str, Path], page: Path) -> list[str]:
+def _evidence(row: EvidenceRow, expected: str | None, folders: Mapping[str, Path], page: Path) -> list[str]:
     folder = folders.get(row.profile)
     if row.run_ids and folder is not None:
         links = [link(name, relative(folder / "records" / f"{name}.json", page)) for name in row.run_ids[:2]]
@@ -182,7 +197,6 @@ def _evidence(row: EvidenceRow, folders: Mapping[str, Path], page: Path) -> list
     else:
         parts = [part for _, to in row.links for part in to.split("; ")]
         links = [link(urlsplit(part).netloc, part) if "://" in part else escape(part) for part in parts]
-    p = "–" if row.holm_p != row.holm_p else number(float(row.holm_p), decimals=3)
     mde = "–" if row.mde != row.mde else number(float(row.mde), decimals=1)
     n = str(row.n) if row.n else "–"
     return [
@@ -190,8 +204,11 @@ def _evidence(row: EvidenceRow, folders: Mapping[str, Path], page: Path) -> list
         escape(row.profile or "–"),
         escape(row.value),
         n,
-        p,
+        p_text(row.p) or "–",
+        p_text(row.holm_p) or "–",
         mde,
+        f"{expected} 0" if expected else "–",
+        escape(f"{row.lies}, underpowered" if row.is_underpowered else row.lies) or "–",
         ", ".join(links) or "–",
     ]
 

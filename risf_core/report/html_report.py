@@ -15,6 +15,7 @@ from risf_core.errors import RecordError, RisfError
 from risf_core.report import html_parts as parts
 from risf_core.report.claims import ClaimResult, evaluate_claims
 from risf_core.report.claims_file import FILE, read_claims
+from risf_core.report.claims_page import how_to_read
 from risf_core.report.html_notebooks import export_all
 from risf_core.report.html_page import anchor, contents, page, paragraph
 from risf_core.report.html_sources import Source, refresh, sources
@@ -42,7 +43,7 @@ def report(own: Sequence[Source], pages: Mapping[str, Mapping[str, Path]], targe
     """
     if not own:
         raise RecordError("No record, neither of a run made here nor published. Begin with `make reproduce`.")
-    claims, why_none = _claims(own)
+    claims, how_to_judge = _claims(own)
     entries, body = {}, []
 
     def section(at: str, title: str, html: str) -> None:
@@ -50,8 +51,8 @@ def report(own: Sequence[Source], pages: Mapping[str, Mapping[str, Path]], targe
         body.append(f'<section>\n<h2 id="{at}">{title}</h2>\n{html}\n</section>')
 
     section("summary", "Summary", parts.summary(own, claims))
-    shown = parts.claims_section(claims, own, target) if claims else paragraph(why_none)
-    section("claims", "Claims", shown)
+    shown = parts.claims_section(claims, own, target) if claims else ""
+    section("claims", "Claims", paragraph(how_to_judge) + shown)
     for name, of in (
         ("Figures", lambda source: parts.figures_section(source, target)),
         ("Tables", parts.tables_section),
@@ -68,11 +69,12 @@ def report(own: Sequence[Source], pages: Mapping[str, Mapping[str, Path]], targe
 
 
 def _claims(own: Sequence[Source]) -> tuple[list[ClaimResult], str]:
-    """The claims with their verdicts, or why there are none."""
+    """The claims with their verdicts, and how to read them; or why there are none."""
     if not (project_root() / FILE).is_file():
         return [], f"There is no {FILE}, which names the claims and what decides each."
     file = read_claims()
-    return evaluate_claims(file, {source.profile: source.records for source in own}), ""
+    results = evaluate_claims(file, {source.profile: source.records for source in own})
+    return results, how_to_read(file).replace("*", "")
 
 
 def write_report(
