@@ -39,7 +39,7 @@ def rates_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawin
             ax.plot(best["lr"], best["mean"], "o", markersize=11, fillstyle="none", color=look["color"])
         name = "mean over K and arms" if arm == "all" else f"{arm}, K={shots}"
         ax.set(xscale="log", title=f"split {split}, {name}")
-        ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=60, fontsize=7)
         ax.minorticks_off()
     for place, ax in enumerate(axes.flat):
         ax.set_visible(place < len(places))
