@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
     from risf_core.comparison import Pairing
     from risf_core.report.compare_pictures import ChangedImage
     from risf_core.report.table_format import Table
+    from risf_core.selectors import Source
 
 OUTPUT = "results/scratch/compare"
 NAMES = ("paired", "error_kinds", "images", "unpaired", "pairs")
 ENDINGS = ("csv", "md", "tex", "png", "txt")
-DRAWN = 3  # images on either side of the picture
+SHOWN_COMMANDS = 3
+DRAWN = 3  # gains, and losses, of the picture
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -97,10 +100,10 @@ def compare(arguments: argparse.Namespace) -> list[Path]:
         pairs = tables.pairs_table(pairing)
         told = [tables.paired_table(pairing, summary(pairing, by), results, by)]
         drawings = {}
-        kinds, changes = kinds_summary(pairing, results, by), image_changes(results)
+        kinds, changes = kinds_summary(pairing, results, by), image_changes(pairing, results, by)
         if len(kinds):
             told.append(tables.kinds_table(pairing, kinds, results, by))
-            told.append(tables.images_table(pairing, changes))
+            told.append(tables.images_table(pairing, changes, by))
             drawings = _drawings(pairing, kinds, changes, results, cells, by)
         if len(pairing.unpaired):
             told.append(tables.unpaired_table(pairing, by))
@@ -117,46 +120,94 @@ def _what_is_missing(arguments: argparse.Namespace, pairing: Pairing, results: C
         return []
     return [
         f"{results.missing.total()} of {len(pairing.pairs)} pairs are in no table of errors and images ({reasons}). "
-        "Detections are stored where a run was made, and in packs."
+        f"{_how_to_get(results)}"
     ]
+
+
+def _how_to_get(results: CellResults) -> str:
+    """What to do for the stored detections that are not here."""
+    from risf_core.comparison import FINE_TUNING
+
+    if not results.lacking:
+        return f"Expected rows of {FINE_TUNING}, whose runs store their detections."
+    own = [source for source in results.lacking.values() if not source.foreign]
+    packs = sorted({source.foreign for source in results.lacking.values() if source.foreign})
+    texts = []
+    if own:
+        commands = [f"{_command(source)} --force" for source in own[:SHOWN_COMMANDS]]
+        more = f" (and {len(own) - len(commands)} runs more)" if len(own) > len(commands) else ""
+        texts.append(f"To have them, repeat the runs: {'; '.join(commands)}{more}.")
+    if packs:
+        texts.append(
+            f"For {', '.join(packs)}: ask for a pack made where these files are, with its similarities."
+        )
+    return " ".join(texts)
+
+
+def _command(source: Source) -> str:
+    """The command of a run as the profile's list names it; with a word for the params file if no list does."""
+    from risf_core.runs.run_specs import load_list
+    from risf_core.runs.state import run_id
+
+    profile, notebook = source.record["params"].get("profile"), source.record["notebook"]
+    try:
+        specs = load_list(project_path(f"params/{profile}/runs.yaml"))
+        return next(spec.command for spec in specs if run_id(spec.params) == source.run_id)
+    except (RisfError, OSError, StopIteration):
+        return (
+            f".venv/bin/python -m risf_core.run notebooks/{notebook}.ipynb --params (that of {source.run_id})"
+        )
 
 
 def _drawings(
     pairing: Pairing, kinds, changes, results: CellResults, cells: Cells, by: Sequence[str]
 ) -> dict:
+    from risf_core.compared_cells import changed_groups
     from risf_core.report import compare_tables as tables
     from risf_core.report.compare_pictures import images_figure, kinds_figure
 
     heads, about = tables.legend(pairing), tables.describe_sides(pairing)
     shown, alike = tables.shared(pairing, by)
     titles = [
-        ", ".join(f"{tables.NAMES.get(name, name)} {row[name] or 'main'}" for name in shown) or "all pairs"
+        tables.named_values({name: row[name] for name in shown}) or "all pairs"
         for _, row in kinds[kinds["kind"] == "AP50"].iterrows()
     ]
     caption = f"What each kind of error costs (TIDE's kinds). {about} {alike}".strip()
     drawings = {"error_kinds": kinds_figure(kinds, titles, heads, caption)}
-    chosen = [_chosen(pairing, changes, results, cells, sign) for sign in (1, -1)]
+    found = changed_groups(pairing, changes, by)
+    names, count = tables.image_groups(pairing, by), max(1, DRAWN // len(found))
+    drawn = found[:DRAWN]
+    chosen = [
+        [image for group in drawn for image in _chosen(pairing, group, names, results, cells, sign, count)]
+        for sign in (1, -1)
+    ]
     if any(chosen):
-        caption = (
-            f"The {len(chosen[0])} images with the largest mean gain and the {len(chosen[1])} with the largest mean "
-            f"loss of {len(changes)}: extremes, not the average. Each is shown in the pair in which it changed most "
-            f"that way. {about}"
-        )
-        drawings["images"] = images_figure(*chosen, heads, caption)
+        which = f"The {len(chosen[0])} images with the largest mean gain and the {len(chosen[1])} with the largest mean"
+        which += f" loss of {len(changes)}"
+        if len(found) > 1:
+            which = f"Of {len(drawn)} groups ({', '.join(tables.NAMES.get(name, name) for name in names)}) the image "
+            which += "with the largest mean gain, then that with the largest mean loss"
+        caption = f"{which}: extremes, not the average. Each is shown in the pair in which it changed most that way. "
+        if len(found) > len(drawn):
+            caption += f"{len(found) - len(drawn)} further groups stand in the table alone. "
+        drawings["images"] = images_figure(*chosen, heads, caption + f"{about} {alike}".strip())
     return drawings
 
 
-def _chosen(pairing: Pairing, changes, results: CellResults, cells: Cells, sign: int) -> list[ChangedImage]:
-    """The images with the largest mean change of a sign, each in its own most changed pair."""
-    from risf_core.compared_cells import cells_of
+def _chosen(
+    pairing: Pairing, group, names: Sequence[str], results: CellResults, cells: Cells, sign: int, count: int
+) -> list[ChangedImage]:
+    """The images of a group with the largest mean change of a sign, each in its own most changed pair."""
+    from risf_core.compared_cells import cells_of, extremes, pairs_of
     from risf_core.report.compare_pictures import ChangedImage
+    from risf_core.report.compare_tables import named_values
 
-    ordered = changes if sign > 0 else changes.iloc[::-1]
+    key, changes = group
+    inside = results.images[results.images["pair"].isin(pairs_of(pairing, key))]
+    label = named_values({name: key[name] for name in names if name != "shots"})
     images = []
-    for row in ordered[sign * ordered["change"] > 0].head(DRAWN).itertuples():
-        own = results.images[
-            (results.images["image_id"] == row.image_id) & (results.images["split"] == row.split)
-        ]
+    for row in extremes(changes, sign, count).itertuples():
+        own = inside[inside["image_id"] == row.image_id]
         best = own.loc[(sign * (own["b"] - own["a"])).idxmax()]
         pair = next(pairing.pairs.loc[[int(best["pair"])]].itertuples())
         sides = cells_of(pairing, cells, pair)
@@ -165,6 +216,7 @@ def _chosen(pairing: Pairing, changes, results: CellResults, cells: Cells, sign:
         title = f"image {row.image_id}, seed {pair.seed}" + (
             f", K {pair.shots}" if hasattr(pair, "shots") else ""
         )
+        title = "\n".join([title, *textwrap.wrap(label, 34)])
         images.append(
             ChangedImage(
                 record,

@@ -19,7 +19,7 @@ from risf_core.detections import Detections, Similarities
 from risf_core.error_kinds import KINDS, Judged, judge
 from risf_core.errors import DataError, RecordError
 from risf_core.ground_truth import GroundTruth
-from risf_core.paired_means import groups, unit_means
+from risf_core.paired_means import group_columns, groups, unit_means
 from risf_core.params import CmClipParams
 from risf_core.progress import progress
 from risf_core.report.statistics import student_interval
@@ -29,7 +29,11 @@ TOLERANCE = 0.01  # points of nAP50 between a row and its stored detections
 
 
 class NoDetections(Exception):
-    """A cell without what is needed to know its detections; the message says what is missing."""
+    """A cell without what is needed to know its detections; the message says what is missing, and `source` whose."""
+
+    def __init__(self, message: str, source: Source) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class Cells:
                 f"{source.run_id} ({source.origin}): its parameters are not valid here: {reason}"
             ) from None
         if row["rescoring"] not in results:
-            raise NoDetections(f"no stored similarities for the re-scoring {row['rescoring']}")
+            raise NoDetections(f"no stored similarities for the re-scoring {row['rescoring']}", source)
         detections = results[row["rescoring"]]
         key = (id(truth), detections.class_names)
         if key not in self._selected:
@@ -92,7 +96,7 @@ class Cells:
         files = [source.artifacts / folder / f"{name}.npz" for folder in ("detections", "similarities")]
         if files[0] not in self._kept:
             if not files[0].is_file():
-                raise NoDetections("no stored detections")
+                raise NoDetections("no stored detections", source)
             found, params = Detections.load(files[0]), source.record["params"]
             options, similarities = CmClipParams.model_validate(params["cm_clip"]), None
             if files[1].is_file():
@@ -114,6 +118,7 @@ class CellResults:
             ``a_num_<kind>``, ``b_num_<kind>`` (errors an image).
         images: A row for each pair and image that changed: ``pair``, ``split``, ``image_id``, ``a``, ``b``.
         missing: Why a pair has no detections, counted.
+        lacking: Origin and id of each run whose stored files a pair lacks, to the run.
         bootstrap: Group (by its place) to low and high of the 95 % interval of B - A over resampled test images, for
             groups of a single pair.
     """
@@ -121,6 +126,7 @@ class CellResults:
     kinds: pd.DataFrame = field(default_factory=pd.DataFrame)
     images: pd.DataFrame = field(default_factory=pd.DataFrame)
     missing: Counter = field(default_factory=Counter)
+    lacking: dict[tuple[str, str], Source] = field(default_factory=dict)
     bootstrap: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -142,13 +148,15 @@ def read_cells(pairing: Pairing, cells: Cells, by: Sequence[str], *, resamples: 
             sides = cells_of(pairing, cells, pair)
         except NoDetections as reason:
             results.missing[str(reason)] += 1
+            results.lacking[reason.source.origin, reason.source.run_id] = reason.source
             continue
         kinds.append({"pair": pair.Index} | _kinds_of(sides))
         images += _images_of(sides, pair)
     results.kinds, results.images = pd.DataFrame(kinds), pd.DataFrame(images)
     known = set(results.kinds["pair"]) if kinds else set()
-    for place, (_, group) in enumerate(groups(pairing, pairing.pairs, by)):
-        if len(group) == 1 and group.index[0] in known:
+    numbered = pairing.pairs.assign(pair=pairing.pairs.index)
+    for place, (_, group) in enumerate(groups(pairing, numbered, by)):
+        if len(group) == 1 and group["pair"].iloc[0] in known:
             interval = _bootstrap(cells_of(pairing, cells, next(group.itertuples())), resamples)
             results.bootstrap |= {} if interval is None else {place: interval}
     return results
@@ -241,32 +249,61 @@ def kinds_summary(pairing: Pairing, results: CellResults, by: Sequence[str]) -> 
     return pd.DataFrame(rows)
 
 
-def image_changes(results: CellResults) -> pd.DataFrame:
-    """A row for each image, the largest gain first: mean contribution in A and B, change, and pairs that rose.
+def image_columns(pairing: Pairing, by: Sequence[str]) -> list[str]:
+    """Columns that separate the means of images: those of all means, and the split, which has images of its own."""
+    return group_columns(pairing, [*by, "split"])
 
-    Means are over all pairs of the image's split that have detections.
+
+def image_changes(pairing: Pairing, results: CellResults, by: Sequence[str]) -> pd.DataFrame:
+    """A row for each group and image that changed: mean contribution in A and B, change, and pairs that rose and fell.
+
+    Groups are in the project's order, within one the largest gain comes first. Means are over all pairs of the group
+    that have detections; no mean goes over what keeps pairs apart in the paired table, nor over splits.
+
+    Args:
+        pairing: Pairs of rows.
+        results: What their cells say.
+        by: Columns that group the pairs.
+
+    Returns:
+        The group's columns, then ``image_id``, ``a``, ``b``, ``change`` (points of AP50), ``up``, ``down``, ``pairs``.
     """
     if not len(results.images):
         return pd.DataFrame()
-    pairs = results.images.groupby("split", dropna=False)["pair"].nunique()
-    rows = []
-    for (split, image_id), own in results.images.groupby(["split", "image_id"], dropna=False):
-        count = int(pairs[split])
-        a, b = own["a"].sum() / count, own["b"].sum() / count
-        up, down = ((sign * (own["b"] - own["a"]) > 0).sum() for sign in (1, -1))
-        rows.append(
-            {
-                "split": split,
-                "image_id": image_id,
-                "a": a,
-                "b": b,
-                "change": b - a,
-                "up": up,
-                "down": down,
-                "pairs": count,
-            }
-        )
-    frame = pd.DataFrame(rows)
-    return frame.sort_values(
-        ["change", "split", "image_id"], ascending=[False, True, True], ignore_index=True
-    )
+    judged = pairing.pairs.assign(pair=pairing.pairs.index).loc[results.kinds["pair"]]
+    frames = []
+    for key, group in groups(pairing, judged, [*by, "split"]):
+        own = results.images[results.images["pair"].isin(group["pair"])]
+        own = own.assign(up=own["b"] > own["a"], down=own["b"] < own["a"])
+        sums = own.groupby("image_id", as_index=False)[["a", "b", "up", "down"]].sum()
+        a, b = sums["a"] / len(group), sums["b"] / len(group)
+        frame = sums.assign(a=a, b=b, change=b - a, pairs=len(group))
+        frame = frame.sort_values(["change", "image_id"], ascending=[False, True])
+        for place, (name, value) in enumerate(key.items()):
+            frame.insert(place, name, [value] * len(frame))
+        frames.append(frame)
+    order = [*image_columns(pairing, by), "image_id", "a", "b", "change", "up", "down", "pairs"]
+    return pd.concat(frames, ignore_index=True)[order]
+
+
+def changed_groups(
+    pairing: Pairing, changes: pd.DataFrame, by: Sequence[str]
+) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """The groups of `image_changes` with the values of their columns, in its order."""
+    columns = image_columns(pairing, by)
+    found = changes.groupby(columns, sort=False, dropna=False) if columns else [((), changes)]
+    return [(dict(zip(columns, key, strict=True)), own) for key, own in found]
+
+
+def pairs_of(pairing: Pairing, key: Mapping[str, Any]) -> list[int]:
+    """Places in ``pairing.pairs`` of the pairs that have a group's values."""
+    pairs = pairing.pairs
+    for name, value in key.items():
+        pairs = pairs[pairs[name].isna() if pd.isna(value) else pairs[name] == value]
+    return pairs.index.tolist()
+
+
+def extremes(own: pd.DataFrame, sign: int, count: int) -> pd.DataFrame:
+    """The images of a group that gain most (sign 1) or lose most (sign -1), the most changed first."""
+    ordered = own if sign > 0 else own.iloc[::-1]
+    return ordered[sign * ordered["change"] > 0].head(count)

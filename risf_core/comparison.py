@@ -7,6 +7,7 @@ matched. Split, seed and repeat always have to agree: they name the draw.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,6 @@ import pandas as pd
 from risf_core.errors import ParamsError, RecordError
 from risf_core.packs import CELL
 from risf_core.report.statistics import notebook_of, sort_cells, variants
-from risf_core.runs.yaml_files import nearest
 from risf_core.selectors import Side, Source, Truths, current, same
 
 DRAW = ("split", "seed", "repeat")  # one set of K-shot images and one training
@@ -158,12 +158,37 @@ def _rows(side: Side, notebook: str) -> pd.DataFrame:
 def _check_columns(frames: Sequence[pd.DataFrame], metric: str, by: Sequence[str]) -> None:
     for what, names in (("--metric", [metric]), ("--by", by)):
         for name in names:
-            if not all(name in frame for frame in frames):
-                choices = sorted(set(frames[0]) & set(frames[1]) - {"source", "per_class"})
+            fits = _is_metric if what == "--metric" else _is_grouping
+            choices = sorted(
+                column for column in frames[0] if all(column in one and fits(one[column]) for one in frames)
+            )
+            is_known = all(name in frame for frame in frames)
+            if name not in choices and (what == "--metric" or not is_known):
+                missing = f"no {'number' if what == '--metric' else 'column'} of both sides"
+                near = _near(name, choices)
                 raise ParamsError(
-                    f"{what} {name}: no column of both sides (nearest: {nearest(name, choices)!r}). "
-                    f"There are: {', '.join(choices)}."
+                    f"{what} {name}: {missing}{f' (nearest: {near!r})' if near else ''}. "
+                    f"There are: {', '.join(choices) or 'none'}."
                 )
+
+
+def _is_metric(column: pd.Series) -> bool:
+    """Whether a column holds numbers that can be compared, and names no cell."""
+    values = [value for value in column.dropna() if not isinstance(value, bool | np.bool_)]
+    numbers = all(isinstance(value, int | float | np.number) for value in values)
+    return bool(values) and numbers and column.name not in (*KEYS, "source")
+
+
+def _is_grouping(column: pd.Series) -> bool:
+    """Whether a column names cells."""
+    return column.name in KEYS or _is_text(column)
+
+
+def _near(name: str, choices: Sequence[str]) -> str:
+    """The choice that was probably meant, or nothing."""
+    by_small = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(name.lower(), by_small, n=1, cutoff=0.6)
+    return by_small[found[0]] if found else ""
 
 
 def _check_cells(sides: Sequence[Side], frames: Sequence[pd.DataFrame]) -> None:

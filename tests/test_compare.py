@@ -15,6 +15,7 @@ from risf_core.comparison import check_test_data, pair_sides
 from risf_core.errors import ParamsError, RecordError
 from risf_core.paired_means import summary
 from risf_core.records import read_records
+from risf_core.report.compare_tables import images_table
 from risf_core.report.statistics import student_interval
 from risf_core.selectors import Truths, opened
 from tests.compare_project import SEEDS, tiny_world, write_run
@@ -276,12 +277,34 @@ def _kinds():
 
 def test_images_that_changed_are_ordered_by_their_change(cells):
     pairing, results = cells
-    changes = image_changes(results)
+    changes = image_changes(pairing, results, [])
     assert changes["change"].is_monotonic_decreasing and changes["image_id"].is_unique
     assert set(changes["pairs"]) == {6} and ((changes["up"] + changes["down"]) <= 6).all()
     total = results.images.groupby("pair")[["a", "b"]].sum()  # AP50 without interpolation, a little below it
     assert (total["a"].to_numpy() <= pairing.pairs["a"].to_numpy() + 1e-6).all()
     assert changes["change"].sum() == pytest.approx((total["b"] - total["a"]).mean())
+
+
+def test_no_mean_of_images_goes_over_arms_or_what_by_keeps_apart(cells):
+    pairing, results = cells
+    by_k = image_changes(pairing, results, ["shots"])
+    assert by_k["shots"].unique().tolist() == [1, 2] and set(by_k["pairs"]) == {3}
+    arms = [
+        "missing" if place % 2 else "kshot" for place in range(6)
+    ]  # as if every second pair were of another arm
+    pairing.pairs["arm"] = arms
+    changes = image_changes(pairing, results, [])
+    assert changes["arm"].unique().tolist() == ["kshot", "missing"]
+    for arm, own in changes.groupby("arm"):
+        pairs = results.images[results.images["pair"].isin(pairing.pairs.index[pairing.pairs["arm"] == arm])]
+        expected = (pairs["b"] - pairs["a"]).groupby(pairs["image_id"]).sum() / 3
+        assert own.set_index("image_id")["change"].sort_index().to_numpy() == pytest.approx(
+            expected.to_numpy()
+        )
+        assert own["change"].is_monotonic_decreasing and set(own["pairs"]) == {3}
+    table = images_table(pairing, changes, [])
+    assert set(table.display["arm"]) == {"kshot", "missing"} and len(table.display) <= 12
+    assert "Of each of 2 groups the 3 that gain most" in table.caption
 
 
 def test_detections_of_some_classes_are_numbered_anew():
@@ -320,6 +343,8 @@ def test_pairs_without_detections_are_counted(other, tmp_path, capsys):
     assert compare.main(words) == 0
     told = capsys.readouterr().out
     assert "3 of 3 pairs are in no table of errors and images (3: no stored detections)" in told
+    command = r"repeat the runs: .*python -m risf_core\.run notebooks/20_fine_tuning\.ipynb --params .* --force"
+    assert re.search(command, told)
     assert not (tmp_path / "out" / "error_kinds.csv").exists()
 
 
@@ -359,6 +384,30 @@ def test_the_same_comparison_gives_the_same_bytes(project, tmp_path):
     # and an earlier comparison leaves nothing behind
     assert compare.main([*words, "--table-only", "--output", str(folder)]) == 0
     assert not (folder / "images.png").exists() and (folder / "paired.csv").exists()
+
+
+def test_a_wrong_name_lists_what_can_be_named(project):
+    words = f"mini:loss=ce,{NONE}", f"mini:loss=bnrl,{NONE}"
+    for name in ("sharpness", "loss", "base", "seed", "per_class", "run_id"):
+        with pytest.raises(ParamsError, match=f"--metric {name}: no number of both sides") as caught:
+            paired(*words, metric=name)
+        listed = set(re.search(r"There are: (.*)\.", str(caught.value))[1].split(", "))
+        assert {"nAP50", "nAP", "AP50"} <= listed and "nearest" not in str(caught.value)
+        assert not listed & {
+            "arm",
+            "base",
+            "loss",
+            "run_id",
+            "rescoring",
+            "per_class",
+            "seed",
+            "shots",
+            "split",
+        }
+    with pytest.raises(ParamsError, match=r"--by arms: no column of both sides \(nearest: 'arm'\)") as caught:
+        paired(*words, by=("arms",))
+    listed = set(re.search(r"There are: (.*)\.", str(caught.value))[1].split(", "))
+    assert {"arm", "loss", "shots", "seed"} <= listed and not listed & {"nAP50", "per_class", "source"}
 
 
 @pytest.mark.parametrize(

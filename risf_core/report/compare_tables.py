@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from risf_core.compared_cells import CellResults
+from risf_core.compared_cells import CellResults, changed_groups, extremes
 from risf_core.comparison import AVERAGED, DRAW, Pairing
 from risf_core.paired_means import group_columns
 from risf_core.report.statistics import ordered
@@ -50,6 +50,11 @@ def _count(number: int, what: str) -> str:
 
 def _value(value: Any) -> str:
     return "main" if value == "" else str(value)
+
+
+def named_values(values: Mapping[str, Any]) -> str:
+    """Columns with their values, as a title says them: ``K 1, arm missing``."""
+    return ", ".join(f"{NAMES.get(name, name)} {_value(value)}" for name, value in values.items())
 
 
 def shared(pairing: Pairing, by: Sequence[str]) -> tuple[list[str], str]:
@@ -134,27 +139,45 @@ def kinds_table(pairing: Pairing, summary: pd.DataFrame, results: CellResults, b
     return Table("error_kinds", " ".join(caption.split()), data, _readable(display))
 
 
-def images_table(pairing: Pairing, changes: pd.DataFrame, *, count: int = SHOWN // 2) -> Table:
-    """The images with the largest gains and losses; the CSV has all."""
-    gains = changes[changes["change"] > 0].head(count)
-    losses = changes[changes["change"] < 0].iloc[::-1].head(count)
-    rows = pd.concat([gains, losses])
-    display = pd.DataFrame({"image": rows["image_id"]})
-    if changes["split"].nunique() > 1:
-        display.insert(0, "split", rows["split"])
+def image_groups(pairing: Pairing, by: Sequence[str]) -> list[str]:
+    """Columns that tell the groups of images apart: those of the paired table, and the split if there are several."""
+    shown, _ = shared(pairing, by)
+    has_splits = "split" not in shown and pairing.pairs["split"].nunique() > 1
+    return ["split", *shown] if has_splits else shown
+
+
+def images_table(
+    pairing: Pairing, changes: pd.DataFrame, by: Sequence[str], *, most: int = SHOWN // 2
+) -> Table:
+    """The images with the largest gains and losses of each group; the CSV has all.
+
+    Args:
+        pairing: Pairs of rows.
+        changes: As `image_changes` gives it.
+        by: Columns that group the pairs.
+        most: Gains of one group at most, and losses; fewer where there are several groups.
+    """
+    shown, found = image_groups(pairing, by), changed_groups(pairing, changes, by)
+    count = max(1, most // len(found))
+    rows = pd.concat([extremes(own, sign, count) for _, own in found for sign in (1, -1)])
+    display = rows[shown].assign(image=rows["image_id"])
     for head, name in zip(heads(pairing), "ab", strict=True):
         display[head] = [f"{value:.3f}".replace("-", "−") for value in rows[name]]
     display["B − A"] = [f"{value:+.3f}".replace("-", "−") for value in rows["change"]]
-    display["up"] = [f"{row.up}/{row.pairs}" for row in rows.itertuples()]
-    display["down"] = [f"{row.down}/{row.pairs}" for row in rows.itertuples()]
+    for name in ("up", "down"):
+        display[name] = [f"{value}/{pairs}" for value, pairs in zip(rows[name], rows["pairs"], strict=True)]
+    num_gains, num_losses = int((rows["change"] > 0).sum()), int((rows["change"] < 0).sum())
+    which = f"The {num_gains} images that gain most and the {num_losses} that lose most of {len(changes)}"
+    if len(found) > 1:
+        which = f"Of each of {len(found)} groups the {count} that gain most and the {count} that lose most, if so many"
     caption = (
-        f"The {len(gains)} images that gain most and the {len(losses)} that lose most of {len(changes)}: points that "
+        f"{which}: points that "
         "an image adds to novel AP50 (not interpolated): its share for each object found, less what its wrong "
-        "detections cost the objects ranked below them; means over the pairs with stored detections, and in how many "
-        f"of them the image rose or fell. {describe_sides(pairing)}"
+        "detections cost the objects ranked below them; means over the group's pairs with stored detections, and in "
+        f"how many of them the image rose or fell. {describe_sides(pairing)} {shared(pairing, by)[1]}"
     )
     data = changes.assign(a_origin=pairing.sides[0].origin, b_origin=pairing.sides[1].origin)
-    return Table("images", caption, data, display.reset_index(drop=True))
+    return Table("images", caption.strip(), data, _readable(display))
 
 
 def unpaired_table(pairing: Pairing, by: Sequence[str]) -> Table:
