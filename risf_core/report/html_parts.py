@@ -68,9 +68,9 @@ def summary(sources: Sequence[Source], claims: Sequence[ClaimResult]) -> str:
     if counts:
         text = ", ".join(f"{verdict} {count}" for verdict, count in counts.items())
         parts.append(f"<p>Claims and questions ({link('all of them', '#claims')}): {escape(text)}.</p>")
-    parts += ["<h3 id='warnings'>Warnings</h3>", _warnings(sources, claims)]
     parts.append("<h3 id='headline'>Headline numbers</h3>")
     parts += [_headline(source) for source in sources]
+    parts += ["<h3 id='warnings'>Warnings</h3>", _warnings(sources, claims)]
     return "\n".join(parts)
 
 
