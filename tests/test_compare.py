@@ -17,6 +17,9 @@ from risf_core.paired_means import summary
 from risf_core.records import read_records
 from risf_core.report.compare_tables import images_table
 from risf_core.report.statistics import student_interval
+from risf_core.runs.run_specs import load_list
+from risf_core.runs.state import run_id
+from risf_core.runs.yaml_files import project_path
 from risf_core.selectors import Truths, opened
 from tests.compare_project import SEEDS, tiny_world, write_run
 from tests.test_evaluation import BOX, FAR, detections_of
@@ -304,7 +307,7 @@ def test_no_mean_of_images_goes_over_arms_or_what_by_keeps_apart(cells):
         assert own["change"].is_monotonic_decreasing and set(own["pairs"]) == {3}
     table = images_table(pairing, changes, [])
     assert set(table.display["arm"]) == {"kshot", "missing"} and len(table.display) <= 12
-    assert "Of each of 2 groups the 3 that gain most" in table.caption
+    assert "Of each of 2 groups at most 3 that gain most" in table.caption
 
 
 def test_detections_of_some_classes_are_numbered_anew():
@@ -343,9 +346,19 @@ def test_pairs_without_detections_are_counted(other, tmp_path, capsys):
     assert compare.main(words) == 0
     told = capsys.readouterr().out
     assert "3 of 3 pairs are in no table of errors and images (3: no stored detections)" in told
-    command = r"repeat the runs: .*python -m risf_core\.run notebooks/20_fine_tuning\.ipynb --params .* --force"
+    command = (
+        r"repeat the runs: .*python -m risf_core\.run notebooks/20_fine_tuning\.ipynb --params .* --force"
+    )
     assert re.search(command, told)
     assert not (tmp_path / "out" / "error_kinds.csv").exists()
+
+
+def test_the_command_that_repeats_a_run_is_that_of_its_profiles_list():
+    specs = load_list(project_path("params/mini/runs.yaml"))
+    spec = next(one for one in specs if run_id(one.params).startswith("fine_tuning-split1-10shot"))
+    record = {"params": spec.params.model_dump(mode="json"), "notebook": "20_fine_tuning"}
+    source = selectors.Source(record | {"run_id": run_id(spec.params)}, project_path("none"))
+    assert compare._command(source) == spec.command and "-p shots 10" in spec.command
 
 
 # ------------------------------------------------------------ the command line

@@ -169,7 +169,7 @@ def images_table(
     num_gains, num_losses = int((rows["change"] > 0).sum()), int((rows["change"] < 0).sum())
     which = f"The {num_gains} images that gain most and the {num_losses} that lose most of {len(changes)}"
     if len(found) > 1:
-        which = f"Of each of {len(found)} groups the {count} that gain most and the {count} that lose most, if so many"
+        which = f"Of each of {len(found)} groups at most {count} that gain most and {count} that lose most"
     caption = (
         f"{which}: points that "
         "an image adds to novel AP50 (not interpolated): its share for each object found, less what its wrong "
