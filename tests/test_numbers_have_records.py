@@ -188,5 +188,5 @@ def test_the_claims_of_the_report_are_the_evaluated_rows(tmp_path):
     row = EvidenceRow(
         "x", "mini", "+1.5 ± 0.2", mean=1.5, half_width=0.2, n=5, p=0.001, holm_p=0.004, mde=0.3
     )
-    cells = html_parts._evidence(row, {}, tmp_path / "report.html")
-    assert cells[2:6] == ["+1.5 ± 0.2", "5", "0.004", "0.3"]
+    cells = html_parts._evidence(row, "above", {}, tmp_path / "report.html")
+    assert cells[2:8] == ["+1.5 ± 0.2", "5", "0.0010", "0.0040", "0.3", "above 0"]
