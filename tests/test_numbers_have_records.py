@@ -141,7 +141,9 @@ def test_messages_to_look_up_are_those_that_the_code_gives():
     messages = [message for cell in shown for message in re.findall(r"`([^`]+)`", cell)]
     assert len(messages) >= 8
     for message in messages:  # between what the code fills in: numbers, quoted names, the demo's file
-        parts = [part.strip() for part in re.split(r"\.\.\.|\b\d\d?\b|'\w+'|demo.json|the results|nAP50", message)]
+        parts = [
+            part.strip() for part in re.split(r"\.\.\.|\b\d\d?\b|'\w+'|demo.json|the results|nAP50", message)
+        ]
         said = [part for part in parts if len(part) > 3]
         assert said and all(part in code for part in said), message
 

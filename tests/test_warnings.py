@@ -11,7 +11,13 @@ from risf_core.report.sweep_tables import (
     gamma_epsilon_table,
     sensitivity_c_table,
 )
-from risf_core.report.warning_edges import edges_of_rates, edges_of_selection, edges_of_temperature, named
+from risf_core.report.warning_edges import (
+    edges_of_c,
+    edges_of_rates,
+    edges_of_selection,
+    edges_of_temperature,
+    named,
+)
 from risf_core.report.warning_signs import (
     LOW_ACCURACY,
     WARNING,
@@ -289,3 +295,17 @@ def test_records_of_several_kinds_of_processors_are_told(tmp_path):
     assert not several_processors([one, made_on("EPYC", "c")])
     (sign,) = several_processors([one, other])
     assert "1 on EPYC, 1 on Xeon" in sign.text and "another base model" in sign.text
+
+
+def test_a_learned_temperature_is_named_and_has_no_place_among_numbers():
+    keys = {"split": 1, "arm": "kshot", "loss": "ce", "label_space": "novel+background", "shots": 5}
+    rows = [
+        keys | {"temperature": temperature, "c": c, "mean": 50.0 - 10 * c + bonus}
+        for temperature, bonus in (("10.0", 0), ("100.0", 1), ("1000.0", 2), ("learned", 9))
+        for c in (0.0, 0.5, 1.0)
+    ]
+    data = pd.DataFrame(rows)
+    (sign,) = edges_of_temperature(data, "t")
+    assert "T=1000 (" in sign.text and "learned" not in sign.text
+    (sign,) = edges_of_c(data, "t")
+    assert "temperature learned" in sign.text

@@ -55,6 +55,8 @@ def cell_text(row: Mapping, names: Sequence[str]) -> str:
         value = row.get(name, "")
         if value == "all" and name == "shots":
             found.append("mean over K")
+        elif isinstance(value, str) and value and ":g" in texts.get(name, ""):
+            found.append(f"{name} {value}")  # such as a learned temperature
         elif value != "":
             found.append(texts.get(name, "{}").format(value))
     return ", ".join(found)
@@ -89,7 +91,11 @@ def edges_of_c(data: pd.DataFrame, table: str) -> list[Sign]:
 
 def edges_of_temperature(data: pd.DataFrame, table: str) -> list[Sign]:
     """Curves over the temperature of CM-CLIP's softmax whose largest mean over all c is at an end."""
-    if "temperature" not in data or data["temperature"].nunique() < 3:
+    if "temperature" not in data:
+        return []
+    numbers = pd.to_numeric(data["temperature"], errors="coerce")  # a learned one has no place in the order
+    data = data.assign(temperature=numbers).dropna(subset=["temperature"])
+    if data["temperature"].nunique() < 3:
         return []
     keys = [name for name in ("split", "arm", "loss", "label_space", "fusion", "shots") if name in data]
     found = []

@@ -138,6 +138,7 @@ PICTURES = {
     "35_other_detectors": 1,
     "36_label_space": 2,  # what was chosen, single changes
     "37_rescoring_controls": 3,  # controls, sizes, classes
+    "38_learning_rates": 1,
     "43_test_images": 1,
     "41_base_classes": 4,  # changes over c, classes, confusions, gallery
     "39_training_regimes": 1,
@@ -716,7 +717,7 @@ def test_39_training_regimes_has_a_row_for_every_cell(smoke):
         own = [row for row in rows if row["role"] == role]
         assert {(row["regime"], row["loss"], row["lr"]) for row in own} == settings
         assert {row["seed"] for row in own} == seeds and len(own) == len(seeds) * 2 * len(settings)
-    assert all(0 <= row["nAP50"] <= 100 for row in rows) and len({row["final_loss"] for row in rows}) > 24
+    assert all(0 <= row["nAP50"] <= 100 for row in rows) and len({row["final_loss"] for row in rows}) >= 24
     values = {
         (row["regime"], row["arm"], row["loss"], row["lr"], row["seed"]): row["nAP50"]
         for row in rows
