@@ -295,7 +295,29 @@ class LearningRatesParams(FewShotParams):
         return self
 
 
-class TrainingRegimesParams(NotebookParams):
+class OnTwoSplits(NotebookParams):
+    """What studies share that choose on one split's base model (``select_base``) and report on another's (``base``)."""
+
+    def few_shot_params(self, split: int, *, role: str) -> FewShotParams:
+        """What a fine-tuning of this study takes, on the base model of one role ("reported" or "selection")."""
+        shared = ("profile", "data", "seed", "device", "num_threads", "shots", "arms", "head", "solver")
+        own = {name: getattr(self, name) for name in (*shared, "score_thresh")}
+        is_reported = role == "reported"
+        return FewShotParams(
+            **own,
+            split=split,
+            seeds=self.seeds if is_reported else self.select_seeds,
+            base=self.base if is_reported else self.select_base,
+        )
+
+    @model_validator(mode="after")
+    def _cells_are_in_the_data(self) -> Self:
+        for role in ("reported", "selection"):  # FewShotParams checks K, draws and arms against the data
+            self.few_shot_params(getattr(self.data, "few_shot_splits", (1,))[0], role=role)
+        return self
+
+
+class TrainingRegimesParams(OnTwoSplits):
     """39_training_regimes: BNRL against cross-entropy with frozen features, with the RPN trained, with res5 trained."""
 
     notebook: ClassVar[str] = "39_training_regimes"
@@ -325,24 +347,6 @@ class TrainingRegimesParams(NotebookParams):
     detection_precision: Precision = Field("fp32", description="of the forward pass over the test images")
     num_test_images: Count = Field(500, description="test images judged, the first ones")
 
-    def few_shot_params(self, split: int, *, role: str) -> FewShotParams:
-        """What a fine-tuning of this study takes, on the base model of one role ("reported" or "selection")."""
-        shared = ("profile", "data", "seed", "device", "num_threads", "shots", "arms", "head", "solver")
-        own = {name: getattr(self, name) for name in (*shared, "score_thresh")}
-        is_reported = role == "reported"
-        return FewShotParams(
-            **own,
-            split=split,
-            seeds=self.seeds if is_reported else self.select_seeds,
-            base=self.base if is_reported else self.select_base,
-        )
-
-    @model_validator(mode="after")
-    def _cells_are_in_the_data(self) -> Self:
-        for role in ("reported", "selection"):  # FewShotParams checks K, draws and arms against the data
-            self.few_shot_params(self.data.few_shot_splits[0], role=role)
-        return self
-
     @model_validator(mode="after")
     def _losses_share_a_rate(self) -> Self:
         for regime, losses in self.rates.items():
@@ -354,7 +358,7 @@ class TrainingRegimesParams(NotebookParams):
         return self
 
 
-class MissingAnnotationsParams(NotebookParams):
+class MissingAnnotationsParams(OnTwoSplits):
     """33_missing_annotations: the losses as annotations go missing, BNRL's weights and BNRL's parts."""
 
     notebook: ClassVar[str] = "33_missing_annotations"
@@ -386,24 +390,6 @@ class MissingAnnotationsParams(NotebookParams):
     head: HeadParams = HeadParams()
     solver: SolverParams = SolverParams(iterations=300, lr=0.02, weight_decay=1.0e-3, precision="fp32")
     score_thresh: ScoreThresh = 0.05
-
-    def few_shot_params(self, split: int, *, role: str) -> FewShotParams:
-        """What a fine-tuning of this study takes, on the base model of one role ("reported" or "selection")."""
-        shared = ("profile", "data", "seed", "device", "num_threads", "shots", "arms", "head", "solver")
-        own = {name: getattr(self, name) for name in (*shared, "score_thresh")}
-        is_reported = role == "reported"
-        return FewShotParams(
-            **own,
-            split=split,
-            seeds=self.seeds if is_reported else self.select_seeds,
-            base=self.base if is_reported else self.select_base,
-        )
-
-    @model_validator(mode="after")
-    def _cells_are_in_the_data(self) -> Self:
-        for role in ("reported", "selection"):  # FewShotParams checks K, draws and arms against the data
-            self.few_shot_params(getattr(self.data, "few_shot_splits", (1,))[0], role=role)
-        return self
 
     @model_validator(mode="after")
     def _grids_hold_what_is_compared(self) -> Self:

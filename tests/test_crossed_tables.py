@@ -1,6 +1,7 @@
 """Tables of several base models from made-up records with known effects."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from risf_core.report.crossed_tables import (
     effect_cells,
     level_cells,
 )
-from risf_core.report.publish import headline, planned_runs
+from risf_core.report.publish import headline, load_records, planned_runs
 from risf_core.report.selection import tables_of
 from risf_core.report.statistics import notebook_of
 from tests.crossed_records import (
@@ -292,3 +293,12 @@ def test_tables_are_written_in_their_three_forms(records, tmp_path):
         assert len(table.data) and len(table.display)
         assert len(table.write(tmp_path)) == 3
         assert not np.any([text == "nan" for text in table.display.astype(str).to_numpy().ravel()])
+
+
+def test_the_control_stands_in_the_published_headline_of_both_arms():
+    """K = 1 has three splits and no control, K = 10 a control on two of them."""
+    made = load_records(Path(__file__).parents[1] / "results" / "published" / "mini-full" / "records")
+    levels = [number.quantity for number in crossed_numbers(made) if number.quantity.startswith("nAP50 (%)")]
+    for arm in ("kshot", "missing"):
+        for cell in ("ce", "ce at its best rate", "bnrl"):
+            assert any(f"K=10, {arm}: {cell}, over splits 1, 3 " in quantity for quantity in levels), (arm, cell)

@@ -17,7 +17,6 @@ from risf_core.runs.run_specs import RunSpec
 from risf_core.runs.state import run_id
 from risf_core.runs.yaml_files import nearest
 
-EFFECTS_TABLE = "claims_effects"
 EFFECT_KEYS = ("effect", "loss", "arm", "shots")
 NO_RECORD = "no record yet"
 SIGNED = ("gain", "change", "difference", "regret")  # columns whose numbers are differences

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from risf_core.report.statistics import drop_repeats, rows_of, sort_cells, student_interval
-from risf_core.report.table_format import Table, interval_text, number, spread
+from risf_core.report.table_format import Table, interval_text, spread
 from risf_core.report.warned import warned
 
 NOTEBOOK = "38_learning_rates"
 KEYS = ["split", "arm", "loss", "shots", "lr"]
-OVER = ["split", "loss", "lr"]
 
 
 def rate_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFrame:
@@ -67,10 +66,3 @@ def rates_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
         "beyond. ± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model."
     )
     return Table("learning_rates", caption, data, display)
-
-
-def chosen_rates_text(records: Sequence[Mapping]) -> dict[str, str]:
-    """The chosen rate of each loss as text, for captions of what takes it."""
-    data = rate_cells(records)
-    chosen = data[(data["arm"] == "all") & data["is_best"]]
-    return {row.loss: number(row.lr, decimals=3) for row in chosen.itertuples()}
