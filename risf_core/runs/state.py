@@ -26,6 +26,7 @@ CARRYING = {
     "doctor",
     "errors",
     "notebook_models",
+    "open_vocabulary_params",
     "params",
     "part_params",
     "progress",
