@@ -137,6 +137,11 @@ class OpenVocabularyParams(NotebookParams):
     kept: Many[ArmName] = Field((), description="arms whose weights are kept")
     jitter: Share = Field(0.1, description="noise of the oracle's boxes, as a share of their sides")
     miss: Share = Field(0.1, description="share of boxes that the oracle leaves out")
+    num_proposals: Count = Field(100, description="proposals an image in training (rpn_post_nms_train)")
+    region_candidates: Count = Field(20, description="best boxes of a source that its regions are taken from")
+    num_fidelity_images: Count = Field(
+        200, description="test images on which embeddings and proposals are looked at"
+    )
     score_thresh: ScoreThresh = 0.05
 
     def label(self) -> str:

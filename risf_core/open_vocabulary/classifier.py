@@ -138,23 +138,33 @@ def image_label_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return (losses.sum(dim=1) * weights.to(logits.dtype)).sum()
 
 
-def with_common_offset(texts: Tensor, cosine: float) -> Tensor:
-    """Text features moved along one common direction until their mean pairwise cosine has a value: [C, d + 1].
+def with_common_offset(texts: Tensor, cosine: float) -> tuple[Tensor, Tensor]:
+    """Text features moved along one common direction until their mean pairwise cosine has a value.
 
     CLIP's genuine texts stand in one narrow cone (mean pairwise cosine 0.77 for COCO's names); those of a small CLIP
-    do not. The common direction is a dimension of its own, so that the differences between texts stay as they are.
+    do not. The direction is orthogonal to all texts, so that the differences between them stay as they are.
 
     Args:
-        texts: float [C, d], C of 2 or more.
+        texts: float [C, d], C from 2 to d - 1.
         cosine: The mean pairwise cosine wanted, above the present one and below 1.
+
+    Returns:
+        The moved features [C, d], and the direction, a unit vector [d].
+
+    Raises:
+        ParamsError: If no direction is left, or the cosine is out of range.
     """
-    rows = F.normalize(texts.float(), dim=1)
-    now = mean_pairwise_cosine(rows)
+    rows, now = F.normalize(texts.float(), dim=1), mean_pairwise_cosine(texts)
     if not now < cosine < 1:
         raise ParamsError(f"cosine is {cosine}. Expected more than the present {now:.3f} and less than 1.")
+    if len(rows) >= rows.shape[1]:
+        raise ParamsError(
+            f"{len(rows)} texts of {rows.shape[1]} dimensions leave no direction orthogonal to all of them. Expected "
+            "fewer texts than dimensions."
+        )
+    direction = torch.linalg.svd(rows, full_matrices=True).Vh[-1]
     # (x + s e)(y + s e) = xy + s^2 and |x + s e|^2 = 1 + s^2 for a unit vector e orthogonal to all x and y
-    scale = ((cosine - now) / (1 - cosine)) ** 0.5
-    return torch.cat([rows, rows.new_full((len(rows), 1), scale)], dim=1)
+    return rows + ((cosine - now) / (1 - cosine)) ** 0.5 * direction, direction
 
 
 def mean_pairwise_cosine(texts: Tensor) -> float:

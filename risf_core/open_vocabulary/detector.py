@@ -27,7 +27,7 @@ from risf_core.params import DetectorParams
 
 
 @dataclass(frozen=True)
-class Regions:
+class RegionTargets:
     """Regions of one image for distillation: boxes float32 [n, 4] in its pixels, CLIP's embeddings float [n, d]."""
 
     boxes: Tensor
@@ -53,7 +53,7 @@ class Batch:
     images: list[Tensor]
     targets: list[dict[str, Tensor] | None]
     names: list[ImageNames | None]
-    regions: list[Regions | None]
+    regions: list[RegionTargets | None]
 
 
 @dataclass
