@@ -32,6 +32,7 @@ from risf_core.report.label_space_figures import selection_figure, single_change
 from risf_core.report.latency_figures import latency_figures
 from risf_core.report.missing_figures import missing_figures
 from risf_core.report.missing_rate_figures import missing_rate_figure
+from risf_core.report.open_vocabulary_figures import open_vocabulary_figures
 from risf_core.report.other_detectors_figures import other_detectors_figure
 from risf_core.report.plan import Plan, all_cells
 from risf_core.report.published_values import PublishedLine, lines_note, published_lines
@@ -239,6 +240,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "regimes": regimes_figure(records),
         "missing_rate": missing_rate_figure(records),
         **missing_figures(records),
+        **open_vocabulary_figures(records),
     }
     note = repeats_note(records)
     return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

@@ -23,6 +23,7 @@ from risf_core.report.latency_tables import latency_tables
 from risf_core.report.missing_part_tables import components_table, images_table
 from risf_core.report.missing_rate_tables import missing_rate_images_table, missing_rate_table
 from risf_core.report.missing_tables import fraction_table, map_table
+from risf_core.report.open_vocabulary_tables import open_vocabulary_tables
 from risf_core.report.other_detectors_tables import (
     other_detectors_files_table,
     other_detectors_scores_table,
@@ -400,6 +401,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [regimes_table(records), missing_rate_table(records), missing_rate_images_table(records)]
     tables += [fraction_table(records), map_table(records), components_table(records), images_table(records)]
     tables += base_class_tables(records)
+    tables += open_vocabulary_tables(records)
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
     tables += [costs]
     if note := repeats_note(records):

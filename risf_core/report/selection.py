@@ -43,6 +43,7 @@ NOTEBOOKS = {
     "missing_map": "33_missing_annotations",
     "missing_components": "33_missing_annotations",
     "missing_clean": "33_missing_annotations",
+    "open_vocabulary_": "50_open_vocabulary",
 }
 WIDE_SPACE = "novel+base+background"
 TABLE_ENDINGS, FIGURE_ENDINGS = ("csv", "md", "tex"), ("png", "pdf", "txt")

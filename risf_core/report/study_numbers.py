@@ -10,6 +10,7 @@ from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
 from risf_core.report.missing_rate_tables import ALL, SCORES, missing_rate_cells
 from risf_core.report.missing_tables import OWN_RATES, SAME, TREATMENTS, fraction_cells, map_cells
+from risf_core.report.open_vocabulary_numbers import open_vocabulary_numbers
 from risf_core.report.other_detectors_tables import WAYS, gains, name_of
 from risf_core.report.regime_tables import CHOSEN, REGIME_TEXTS, regime_cells
 from risf_core.report.statistics import notebook_of
@@ -31,6 +32,7 @@ def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
         *_missing_rate(records),
         *_other_detectors(records),
         *_latency(records),
+        *open_vocabulary_numbers(records),
     ]
 
 

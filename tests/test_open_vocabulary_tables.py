@@ -1,0 +1,318 @@
+"""The tables, figures and headline numbers of 50_open_vocabulary, from made records with hand-worked numbers."""
+
+import math
+
+import pytest
+
+from risf_core.errors import RecordError
+from risf_core.report.open_vocabulary_controls import (
+    EXPECTATIONS,
+    HIGHER,
+    LOWER,
+    NO,
+    NO_GAIN,
+    SWAPPED,
+    UNCLEAR,
+    YES,
+    answer_of,
+    expectation_cells,
+    expectations_table,
+)
+from risf_core.report.open_vocabulary_figures import open_vocabulary_figures
+from risf_core.report.open_vocabulary_numbers import open_vocabulary_numbers
+from risf_core.report.open_vocabulary_rows import ARMS, arm_cells, arm_rows, share_text
+from risf_core.report.open_vocabulary_tables import (
+    PUBLISHED,
+    fidelity_table,
+    ils_table,
+    main_arms_table,
+    open_vocabulary_tables,
+    providers_table,
+    rkd_table,
+    swap_table,
+    teacher_table,
+    transfer_table,
+)
+from risf_core.report.selection import is_asked_for, tables_of
+from risf_core.report.study_numbers import study_numbers
+from risf_core.tables import all_tables
+from tests.open_vocabulary_records import arm_row, open_vocabulary_record, open_vocabulary_records
+from tests.synthetic_records import record
+
+T95_TWO_DEGREES = 4.3027  # Student's t at 97.5 % with two degrees of freedom, so n = 3 (any table of t)
+
+
+def made(*rows: dict, name: str = "open_vocabulary-made", **params) -> dict:
+    """A record with these rows of arms."""
+    return record("50_open_vocabulary", name, params={"split": 1} | params, rows=rows)
+
+
+def of_values(values: dict[str, tuple[float, ...]], **fixed) -> list[dict]:
+    """One record a seed; each arm has the nAP50 of its tuple at the seed's place."""
+    seeds = range(max(map(len, values.values())))
+    return [
+        made(
+            *(arm_row(arm, seed, nAP50=own[seed], **fixed) for arm, own in values.items()), name=f"run{seed}"
+        )
+        for seed in seeds
+    ]
+
+
+# ------------------------------------------------------------ cells
+
+
+def test_a_gain_is_paired_with_the_base_trained_for_as_many_steps():
+    records = of_values({"base_continued": (3.0, 5.0, 4.0), "rkd_rpn": (20.0, 24.0, 20.0)})
+    cells = arm_cells(records, ("base_continued", "rkd_rpn"))
+    reference, row = cells.iloc[0], cells.iloc[1]
+    assert (reference["against"], row["against"], row["is_matched"]) == ("", "base_continued", True)
+    assert row["nAP50_difference"] == pytest.approx((17 + 19 + 16) / 3) and row["nAP50_up"] == 3
+    deviation = math.sqrt(sum((gain - 52 / 3) ** 2 for gain in (17, 19, 16)) / 2)
+    half_width = T95_TWO_DEGREES * deviation / math.sqrt(3)
+    assert row["nAP50_difference_half_width"] == pytest.approx(half_width, rel=1e-4)
+
+
+def test_weight_transfer_is_set_against_the_base_of_two_stages():
+    records = open_vocabulary_records(3)
+    cells = arm_cells(records).set_index("arm")
+    assert (
+        cells.loc["weight_transfer", "against"] == "base_twice"
+        and cells.loc["naive", "against"] == "base_continued"
+    )
+    assert cells.loc[
+        list(cells.index.difference(["base", "base_continued", "base_twice"])), "is_matched"
+    ].all()
+    without = open_vocabulary_records(3, arms=("base", "base_continued", "weight_transfer"))
+    assert arm_cells(without).set_index("arm").loc["weight_transfer", "against"] == ""
+    assert "–" in set(main_arms_table(without).display["nAP50 − matched base"])
+
+
+def test_another_number_of_steps_is_said():
+    rows = [arm_row("base_continued", iterations=600), arm_row("rkd_rpn", iterations=900)]
+    (text,) = main_arms_table([made(*rows)]).display.query("arm.str.startswith('RKD')")["matched base"]
+    assert text == "base, trained on (other number of steps!)"
+
+
+def test_arms_stand_in_their_own_order_and_unknown_ones_last():
+    rows = [arm_row(name) for name in reversed(ARMS)]
+    frame = arm_rows([made({**arm_row("cone"), "arm": "my_arm"}, *rows)])
+    assert list(frame["arm"]) == [*ARMS, "my_arm"]
+
+
+def test_runs_with_other_parameters_do_not_mix():
+    main = open_vocabulary_records(2, arms=("base_continued", "rkd_rpn"), rkd={"relation": 15.0})
+    other = made(
+        arm_row("base_continued", 0),
+        arm_row("rkd_rpn", 0, nAP50=50.0),
+        name="z",
+        seed=0,
+        rkd={"relation": 1.0},
+    )
+    cells = arm_cells([*main, other], ("rkd_rpn",))
+    assert list(cells["variant"]) == ["", "rkd.relation=1.0"] and list(cells["n"]) == [2, 1]
+    assert [row for row in open_vocabulary_numbers([*main, other]) if row[2] > 2] == []
+
+
+def test_rows_that_lack_a_key_or_contradict_each_other_are_refused():
+    with pytest.raises(RecordError, match="has no field seed"):
+        arm_rows([made({"part": "arm", "split": 1, "arm": "base"})])
+    with pytest.raises(RecordError, match="Expected one value"):
+        arm_rows([made(arm_row("base"), name="a"), made(arm_row("base", nAP50=9.0), name="b")])
+
+
+def test_shares_have_two_decimals():
+    assert share_text(0.456, 0.012) == "0.46 ± 0.01"
+    assert share_text(-0.2, math.nan, sign=True) == "−0.20, no interval" and share_text(math.nan, 0.1) == "–"
+
+
+# ------------------------------------------------------------ tables
+
+
+def test_the_main_table_has_the_papers_numbers_in_columns_of_their_own():
+    table = main_arms_table(open_vocabulary_records(3))
+    rows = table.data.set_index("arm")
+    papers = {"base": (1.7, 53.2, 39.6), "rkd_rpn": (21.2, 54.7, 45.9), "ils_max_size": (30.4, 52.6, 46.8)}
+    papers |= {"naive": (31.5, 52.8, 47.2), "weight_transfer": (36.6, 54.0, 49.4)}
+    assert papers.keys() == PUBLISHED.keys()
+    for arm, values in papers.items():
+        assert tuple(rows.loc[arm, [f"{group}_published" for group in ("novel", "base", "all")]]) == values
+        assert (48 * values[1] + 17 * values[0]) / 65 == pytest.approx(
+            values[2], abs=0.15
+        )  # as AP50 of all is made
+    assert rows.loc["base_twice", "novel_published"] is None or math.isnan(
+        rows.loc["base_twice", "novel_published"]
+    )
+    assert (
+        "another world" in table.caption and "https://github.com/hanoonaR/object-centric-ovd" in table.caption
+    )
+
+
+def test_relation_matching_is_set_against_l1_alone_and_oracle_boxes_stand_apart():
+    table = rkd_table(open_vocabulary_records(3))
+    assert list(table.display["regions"]) == ["RPN"] * 2 + ["objectness"] * 2 + ["external file"] * 2 + [
+        "ORACLE boxes"
+    ]
+    adds = table.data.set_index("arm")["relations_difference"]
+    own = arm_cells(open_vocabulary_records(3), metrics=("nAP50",), differences=()).set_index("arm")["nAP50"]
+    for name in ("rkd_rpn", "rkd_objectness", "rkd_external"):
+        assert adds[name] == pytest.approx(own[name] - own[f"{name}_l1"])
+    assert adds.drop(["rkd_rpn", "rkd_objectness", "rkd_external"]).isna().all()
+    assert "ORACLE boxes are the annotations themselves" in table.caption
+
+
+def test_what_a_provider_may_have_seen_is_shown():
+    rows = [arm_row("base_continued"), arm_row("rkd_external", sees_novel="unknown", provider="external")]
+    assert list(rkd_table([made(*rows)]).display["sees novel"]) == ["unknown"]
+    providers = providers_table(open_vocabulary_records(2)).display
+    assert list(providers["regions of"]) == ["RPN", "objectness", "external file"]
+    assert list(providers["sees novel"]) == ["no", "no", "unknown"]
+
+
+def test_image_level_supervision_shows_the_recall_of_novel_objects():
+    rows = [
+        arm_row("base_continued", recall_novel_at_100=80.0),
+        arm_row("ils_max_size", recall_novel_at_100=83.0),
+    ]
+    cells = ils_table([made(*rows)]).data.set_index("arm")
+    assert cells.loc["ils_max_size", "recall_novel_at_100_difference"] == 3.0
+    assert (
+        set(ils_table(open_vocabulary_records(2)).data["arm"]) & {"ils_permuted", "ils_base_labels"} == set()
+    )
+
+
+def test_the_controls_of_weight_transfer_are_set_against_it():
+    cells = transfer_table(open_vocabulary_records(3)).data.set_index("arm")
+    assert cells.loc["weight_transfer", "against"] == "" and set(
+        cells["against"].drop("weight_transfer")
+    ) == {"weight_transfer"}
+    level = cells["nAP50"]
+    assert cells.loc["wt_free", "nAP50_difference"] == pytest.approx(
+        level["wt_free"] - level["weight_transfer"]
+    )
+
+
+def test_the_teacher_is_the_first_row_of_the_fidelity_of_each_split():
+    records = [*open_vocabulary_records(2), open_vocabulary_record(0, split=2)]
+    table = fidelity_table(records)
+    assert list(table.data.groupby("split")["arm"].first()) == ["teacher", "teacher"]
+    assert (
+        list(table.display["arm"][:1]) == ["CLIP itself (ceiling)"] and table.data["cka_novel"].iloc[0] != 0.0
+    )
+    cells = table.data.set_index(["split", "arm"])
+    assert cells.loc[(1, "teacher"), "zero_shot_novel"] == 97.0 and math.isnan(
+        cells.loc[(1, "teacher"), "cosine_novel"]
+    )
+    assert teacher_table(records).data["text_cosine_mean"].tolist() == [0.31, 0.31]
+
+
+def test_swapped_worlds_and_names_are_set_against_their_own():
+    cells = swap_table(open_vocabulary_records(3)).data.set_index(["renderer", "vocabulary"])
+    assert cells.index[0] == ("own", "own") and cells.loc[("own", "own"), "against"] == ""
+    assert cells.loc[("other palette", "own"), "nAP50_difference"] == pytest.approx(-3.0)
+    assert cells.loc[("own", "permuted"), "nAP50"] == pytest.approx(0.02 * 22.3)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_seed_says_that_it_has_no_interval(seeds):
+    tables = {table.name: table for table in open_vocabulary_tables(open_vocabulary_records(seeds))}
+    assert len(tables) == 10 and all(len(table.data) for table in tables.values())
+    says = {name: "n = 1 seed" in table.caption for name, table in tables.items() if "cost" not in name}
+    assert set(says.values()) == {seeds == 1}
+    texts = tables["open_vocabulary_main"].display.astype(str).to_numpy().ravel()
+    assert any("no interval" in text for text in texts) == (seeds == 1)
+    answers = set(tables["open_vocabulary_controls"].data["answer"])
+    assert answers == {UNCLEAR} if seeds == 1 else YES in answers and LOWER in answers
+
+
+# ------------------------------------------------------------ controls
+
+
+def test_the_answer_follows_from_the_interval_alone():
+    assert [answer_of(2.0, 1.0), answer_of(-2.0, 1.0), answer_of(0.5, 1.0)] == [YES, NO, UNCLEAR]
+    assert answer_of(1.0, 1.0) == UNCLEAR  # 0 belongs to the interval
+    assert [answer_of(2.0, 1.0, is_test=False), answer_of(-2.0, 1.0, is_test=False)] == [HIGHER, LOWER]
+    assert answer_of(5.0, math.nan) == UNCLEAR
+
+
+@pytest.mark.parametrize(
+    "shuffled, answer",
+    [((4.0, 4.1, 4.2), YES), ((12.0, 12.1, 12.2), NO), ((6.0, 12.0, 3.0), UNCLEAR)],
+)
+def test_a_control_gains_nothing_if_it_gains_less_than_a_quarter_of_the_real_arm(shuffled, answer):
+    values = {"base_continued": (3.0, 3.1, 3.2), "rkd_rpn": (23.0, 23.1, 23.2), "rkd_shuffled": shuffled}
+    (row,) = expectation_cells(of_values(values)).to_dict("records")
+    assert row["control"] == "rkd_shuffled" and row["answer"] == answer
+    gain = sum(shuffled) / 3 - 3.1
+    assert row["margin"] == pytest.approx(NO_GAIN * 20.0 - gain) and row["compared_value"] == pytest.approx(
+        8.1
+    )
+
+
+def test_relations_alone_must_have_a_high_cka_and_chance_accuracy():
+    cells = expectation_cells(open_vocabulary_records(3))
+    rows = cells[cells["control"] == "relation_only"].set_index("metric")
+    assert list(rows["answer"]) == [YES, YES, YES] and list(rows.index) == [
+        "cka_novel",
+        "zero_shot_novel",
+        "nAP50",
+    ]
+    good = [arm_row("relation_only", seed, zero_shot_novel=60.0 + seed) for seed in range(3)]
+    others = [
+        {**one, "rows": [row for row in one["rows"] if row.get("arm") != "relation_only"] + [good[seed]]}
+        for seed, one in enumerate(open_vocabulary_records(3))
+    ]
+    cells = expectation_cells(others)
+    assert cells.set_index(["control", "metric"]).loc[("relation_only", "zero_shot_novel"), "answer"] == NO
+
+
+def test_permuted_names_must_leave_little():
+    cells = expectation_cells(open_vocabulary_records(3)).set_index("control")
+    assert cells.loc[SWAPPED, "answer"] == YES and cells.loc[SWAPPED, "value"] == pytest.approx(0.446)
+    assert cells.loc[SWAPPED, "compared_value"] == pytest.approx(NO_GAIN * 22.3)
+
+
+def test_every_expectation_names_known_arms_and_its_own_number():
+    for one in EXPECTATIONS:
+        sources = {source for _, source, _ in one.terms}
+        assert sources - ARMS.keys() <= {"teacher", SWAPPED, "names as they are"}
+        assert (one.control, one.metric) in {(source, metric) for _, source, metric in one.terms}
+    told = expectations_table(open_vocabulary_records(3)).display
+    assert set(told.loc[told["must show"] == "(nothing expected)", "does it?"]) <= {HIGHER, LOWER, UNCLEAR}
+
+
+# ------------------------------------------------------------ where they go
+
+
+def test_tables_and_figures_are_those_of_the_profile():
+    records = open_vocabulary_records(3)
+    names = [table.name for table in open_vocabulary_tables([])]
+    assert {table.name for table in all_tables([])} >= set(names)
+    found = {table.name: table for table in tables_of(records)}
+    assert set(names) <= found.keys() and len(found["open_vocabulary_main"].data) == 7
+    assert open_vocabulary_figures(records).keys() <= set(names)
+    drawing = open_vocabulary_figures(records)["open_vocabulary_main"]
+    assert drawing.png() == open_vocabulary_figures(list(reversed(records)))["open_vocabulary_main"].png()
+    assert "No record" in open_vocabulary_figures([])["open_vocabulary_fidelity"].caption
+
+
+def test_a_planned_run_without_a_record_is_shown_as_missing():
+    class Spec:
+        class params:
+            notebook = "50_open_vocabulary"
+
+    assert is_asked_for("open_vocabulary_main", [], [Spec])
+    assert not is_asked_for("open_vocabulary_main", open_vocabulary_records(1), [Spec])
+
+
+def test_the_headline_holds_the_gains_and_the_controls():
+    rows = study_numbers(open_vocabulary_records(3))
+    by_name = {row[0]: row for row in rows}
+    gain = by_name["RKD, RPN boxes, L1 + relations: gain over base, trained on, nAP50"]
+    cells = arm_cells(open_vocabulary_records(3), ("rkd_rpn",)).iloc[0]
+    assert gain[5:] == (cells["nAP50_difference"], cells["nAP50_difference_half_width"]) and gain[2] == 3
+    assert any("weight transfer: gain over base, trained on twice" in name for name in by_name)
+    assert any("largest RPN box: gain over base, trained on, nAP50" in name for name in by_name)
+    (margin,) = [row for name, row in by_name.items() if "relations alone, without L1, cka_novel" in name]
+    assert margin[1].endswith("(yes)") and margin[5] > margin[6] > 0
+    assert len({row[0] for row in rows}) == len(rows)
+    assert study_numbers([]) == []
