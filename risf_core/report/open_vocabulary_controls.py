@@ -126,16 +126,16 @@ def measured(records: Sequence[Mapping]) -> pd.DataFrame:
     keys = ["split", "seed"]
     teacher = part_rows(records, "teacher", keys, ["chance", "zero_shot_novel"]).assign(source=TEACHER)
     swaps = part_rows(records, "swap", [*keys, "arm", "renderer", "vocabulary"], ["nAP50"])
-    swaps = swaps[(swaps["renderer"] == "own") & swaps["vocabulary"].isin(("own", "permuted"))]
-    names = {"own": RIGHT_NAMES, "permuted": SWAPPED}
-    swaps = swaps.assign(source=[names[vocabulary] for vocabulary in swaps["vocabulary"]])
-    first = swaps.groupby([*PLACE, "seed"])["arm"].transform("first") if len(swaps) else swaps["arm"]
-    swaps = swaps[swaps["arm"] == first]  # one arm's, the first of `ARMS`
+    swaps = swaps[(swaps["renderer"] == "own") & (swaps["vocabulary"] == "permuted")]
+    swaps = swaps[swaps["arm"] == (swaps["arm"].iloc[0] if len(swaps) else "")]  # the first of `ARMS`
+    right = arms[arms["source"].isin(swaps["arm"])].assign(source=RIGHT_NAMES)
+    swaps = swaps.assign(source=SWAPPED)
     parts = []
     for frame, metrics in (
         (arms, [*METRICS, *FIDELITY]),
         (teacher, ["chance", "zero_shot_novel"]),
         (swaps, ["nAP50"]),
+        (right, ["nAP50"]),
     ):
         long = frame.reindex(columns=[*PLACE, "seed", "source", *metrics])
         parts.append(long.melt([*PLACE, "seed", "source"], metrics, "metric", "value"))

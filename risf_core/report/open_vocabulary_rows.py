@@ -26,12 +26,14 @@ RKD, ILS, NAIVE, TRANSFER = "rkd_rpn", "ils_max_size", "naive", "weight_transfer
 METRICS = tuple(f"{group}AP{iou}" for group in ("n", "b", "") for iou in ("", "50", "75"))
 MAIN_METRICS = ("nAP50", "bAP50", "AP50")
 FIDELITY = (
-    "zero_shot_novel", "zero_shot_novel_5", "zero_shot_base", "cosine_novel", "cosine_base", "cka_novel", "cka_base",
-    "spearman_novel", "gradient_cosine",
+    "zero_shot_novel", "zero_shot_own_novel", "zero_shot_base", "head_novel", "cosine_novel", "cosine_base",
+    "cka_novel", "cka_base", "spearman_novel", "gradient_cosine",
 )  # fmt: skip
 RECALLS = ("recall_novel_at_100", "recall_base_at_100")
-COSTS = ("iterations", "box_images", "cpu_seconds")
-SHARES = frozenset(name for name in FIDELITY if not name.startswith("zero_shot"))  # 0 to 1, not percent
+COSTS = ("iterations", "total_iterations", "box_images", "cpu_seconds")
+SHARES = frozenset(
+    name for name in FIDELITY if not name.startswith(("zero_shot", "head"))
+)  # 0 to 1, not percent
 INTERVAL_NOTE = (
     "± is the half-width of the 95 % Student-t interval over n seeds, each with its own base detector."
 )
@@ -55,13 +57,16 @@ ARMS = {
     RKD: Arm("RKD, RPN boxes, L1 + relations", "RKD"),
     "rkd_objectness_l1": Arm("RKD, objectness boxes, L1", "RKD"),
     "rkd_objectness": Arm("RKD, objectness boxes, L1 + relations", "RKD"),
-    "rkd_external_l1": Arm("RKD, external file, L1", "RKD"),
-    "rkd_external": Arm("RKD, external file, L1 + relations", "RKD"),
+    "rkd_external_l1": Arm("RKD, external, L1", "RKD"),
+    "rkd_external": Arm("RKD, external, L1 + relations", "RKD"),
+    "rkd_external_filtered_l1": Arm("RKD, external without novel boxes, L1", "RKD"),
+    "rkd_external_filtered": Arm("RKD, external without novel boxes, L1 + relations", "RKD"),
     "rkd_oracle": Arm(f"RKD, {_ORACLE}, L1 + relations", "oracle"),
     ILS: Arm("ILS, largest RPN box", "ILS"),
     "ils_max_score": Arm("ILS, RPN box of the highest class score", "ILS"),
     "ils_max_objectness": Arm("ILS, RPN box of the highest objectness", "ILS"),
-    "ils_external": Arm("ILS, external file", "ILS"),
+    "ils_external": Arm("ILS, external", "ILS"),
+    "ils_external_filtered": Arm("ILS, external without novel boxes", "ILS"),
     "ils_oracle": Arm(f"ILS, {_ORACLE}", "oracle"),
     NAIVE: Arm("RKD + ILS, one head (naive)", "both"),
     TRANSFER: Arm("RKD + ILS, weight transfer", "both", TWICE),
@@ -82,7 +87,14 @@ ARMS = {
     "strict": Arm("strict: novel names unknown in training", "control"),
     "cone": Arm("texts moved into a narrow cone", "control"),
 }
-SIDES = {"rpn": "RPN", "objectness": "objectness", "external": "external file", "oracle": _ORACLE}
+SIDES = {
+    "rpn": "RPN",
+    "objectness": "objectness",
+    "external_filtered": "external without novel boxes",
+    "external": "external",
+    "base_boxes": "annotated base boxes",
+    "oracle": _ORACLE,
+}
 
 
 def arm_of(name: str) -> Arm:
@@ -121,11 +133,32 @@ def part_rows(
 
 
 def arm_rows(records: Sequence[Mapping]) -> pd.DataFrame:
-    """One row for each (split, variant, arm, seed) with every metric as a number."""
-    keys, values = ["split", "seed", "arm"], [*METRICS, *RECALLS, *FIDELITY, *COSTS]
+    """One row for each (split, variant, arm, seed) with every metric as a number.
+
+    ``total_iterations`` adds the steps of the arms that an arm started from; those of stage 0, which all share, are
+    left out.
+    """
+    keys, values = (
+        ["split", "seed", "arm"],
+        [*METRICS, *RECALLS, *FIDELITY, "iterations", "box_images", "cpu_seconds"],
+    )
     frame = part_rows(records, "arm", keys, values)
-    lacking = {name: "" for name in ("provider", "sees_novel") if name not in frame}
-    return frame.assign(**lacking)
+    for name in ("provider", "sees_novel", "settings"):
+        known = frame[name] if name in frame else [None] * len(frame)
+        frame[name] = [value if value or name != "settings" else {} for value in known]
+    frame["total_iterations"] = math.nan
+    for _, own in frame.groupby([*PLACE, "seed"], sort=False):
+        steps = dict(zip(own["arm"], own["iterations"]))
+        starts = {arm: settings.get("start", BASE) for arm, settings in zip(own["arm"], own["settings"])}
+        frame.loc[own.index, "total_iterations"] = [_total(arm, steps, starts) for arm in own["arm"]]
+    return frame
+
+
+def _total(arm: str, steps: Mapping[str, float], starts: Mapping[str, str]) -> float:
+    """Steps of an arm and of what it started from; NaN where one of these has no row."""
+    start = starts.get(arm, BASE)
+    before = 0.0 if start in (BASE, arm) else _total(start, steps, starts)
+    return steps.get(arm, math.nan) + before
 
 
 def spread_of(values: pd.Series) -> tuple[float, float, int, int]:
@@ -165,7 +198,7 @@ def arm_cells(
         for arm in (name for name in wanted if (own["arm"] == name).any()):
             side = own[own["arm"] == arm]
             other = arm_of(arm).reference if against is None else against.get(arm)
-            rows.append((*place, arm, side["provider"].iloc[0], side["sees_novel"].iloc[0], len(side)))
+            rows.append((*place, arm, *(_text(side[name]) for name in ("provider", "sees_novel")), len(side)))
             rows[-1] += tuple(value for metric in metrics for value in spread_of(side[metric])[:2])
             rows[-1] += _differences(side, own[own["arm"] == other], other or "", differences)
     columns = [*PLACE, "arm", "provider", "sees_novel", "n"]
@@ -175,10 +208,17 @@ def arm_cells(
     return pd.DataFrame(rows, columns=columns)
 
 
+def _text(values: pd.Series) -> str:
+    """The value of all rows; several are joined, none is a dash."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if value)) or NOT_PLANNED
+
+
 def _differences(side: pd.DataFrame, other: pd.DataFrame, name: str, metrics: Sequence[str]) -> tuple:
     """Fields against, is_matched, and for each metric mean, half-width, n and up of the differences."""
     pairs = side.merge(other, on="seed", suffixes=("", "_other"), validate="one_to_one")
-    is_matched = bool((pairs["iterations"] == pairs["iterations_other"]).all()) if len(pairs) else False
+    is_matched = (
+        bool((pairs["total_iterations"] == pairs["total_iterations_other"]).all()) if len(pairs) else False
+    )
     values = (spread_of(pairs[metric] - pairs[f"{metric}_other"]) for metric in metrics)
     return (name if len(pairs) else "", is_matched, *(value for four in values for value in four))
 

@@ -36,9 +36,9 @@ from risf_core.report.statistics import sort_cells
 from risf_core.report.table_format import NOT_PLANNED, Table, interval_text, number, readable
 
 MAIN_ARMS = (BASE, CONTINUED, RKD, ILS, NAIVE, TRANSFER, TWICE)
-RKD_ARMS = tuple(name for name in ARMS if name.startswith("rkd_") and name.split("_")[1] in SIDES)
+RKD_ARMS = tuple(f"rkd_{side}{end}" for side in SIDES for end in ("_l1", "") if side != "base_boxes")
 ILS_ARMS = tuple(
-    name for name in ARMS if name.startswith("ils_") and name.split("_")[1] not in ("permuted", "base")
+    name for name in ARMS if name.startswith("ils_") and name not in ("ils_permuted", "ils_base_labels")
 )
 TRANSFER_ARMS = (
     TRANSFER,
@@ -63,6 +63,7 @@ TRAINED = {
     TWICE: "no RKD, no ILS",
 }
 WORLD = "A world of pictograms, RKD's losses and classifier as published."
+VOCABULARIES = {"own": "own", "all": "with 50 other concepts", "permuted": "permuted"}
 LEVELS = f"AP50 of the test images in percent; {GROUP_NOTE}"
 PAIRED = "Differences are in points, paired per seed."
 SEES = "sees novel: whether who made the regions may have seen boxes of novel classes."
@@ -81,18 +82,23 @@ def _shown(cells: pd.DataFrame, *, metrics: Sequence[str] = MAIN_METRICS, name: 
     return display
 
 
+HEADS = {
+    "zero_shot_novel": "top-1 of u, novel (%)",
+    "zero_shot_own_novel": "the same among novel names (%)",
+    "zero_shot_base": "top-1 of u, base (%)",
+    "head_novel": "top-1 of the classifying head, novel (%)",
+    "cosine_novel": "cos(u, v), novel",
+    "cosine_base": "cos(u, v), base",
+    "cka_novel": "CKA, novel",
+    "cka_base": "CKA, base",
+    "spearman_novel": "Spearman, novel",
+    "gradient_cosine": "cos of gradients",
+    "recall_novel_at_100": "recall@100, novel (%)",
+}
+
+
 def _head(metric: str) -> str:
-    names = {"cosine": "cos(u, v)", "cka": "CKA", "spearman": "Spearman", "zero_shot": "top-1 (%)"}
-    if metric == "gradient_cosine":
-        return "cos of gradients"
-    if metric == "zero_shot_novel_5":
-        return "top-1 among novel (%)"
-    for beginning, text in names.items():
-        if metric.startswith(beginning):
-            return f"{text}, {metric.removeprefix(f'{beginning}_')}"
-    return {"recall_novel_at_100": "recall@100, novel (%)", "recall_base_at_100": "recall@100, base (%)"}.get(
-        metric, f"{metric} (%)"
-    )
+    return HEADS.get(metric, f"{metric} (%)")
 
 
 def main_arms_table(records: Sequence[Mapping]) -> Table:
@@ -132,7 +138,7 @@ def rkd_table(records: Sequence[Mapping]) -> Table:
     for name in names:
         cells[name.replace("nAP50", "relations")] = adds[name]
     display = cells[list(PLACE)].copy()
-    display["regions"] = [SIDES[arm.split("_")[1]] for arm in cells["arm"]]
+    display["regions"] = [SIDES[arm.removeprefix("rkd_").removesuffix("_l1")] for arm in cells["arm"]]
     display["loss"] = ["L1" if arm.endswith("_l1") else "L1 + relations" for arm in cells["arm"]]
     display["sees novel"] = cells["sees_novel"]
     display = pd.concat([display, _shown(cells).drop(columns=[*PLACE, "arm"])], axis=1)
@@ -231,8 +237,8 @@ def fidelity_table(records: Sequence[Mapping]) -> Table:
     display["arm"] = ["CLIP itself (ceiling)" if arm == TEACHER else text for arm, text in texts]
     caption = (
         "Embeddings u of annotated boxes of test images by each arm's head, against CLIP's v of the same boxes: top-1 "
-        "accuracy of u among all names (and of novel objects among the novel names), mean cosine of u and v, linear "
-        "CKA (1: the same up to rotation and scale), rank correlation of the cosines between objects, and, while "
+        "accuracy of u among all names (of novel objects also among the novel names, and by the head that "
+        "classifies, which is another one where there are two), mean cosine of u and v, linear CKA (1: the same up to rotation and scale), rank correlation of the cosines between objects, and, while "
         "training, the mean cosine of the gradients that RKD and classification send into the projection f (below 0: "
         f"they pull against each other). –: not measured. nAP50 in percent. {interval_note(cells)}"
     )
@@ -284,11 +290,13 @@ def providers_table(records: Sequence[Mapping]) -> Table:
 
 
 def swap_cells(records: Sequence[Mapping]) -> pd.DataFrame:
-    """Each (arm, renderer, vocabulary) with its AP50, and the paired difference to the own of both."""
+    """Each (arm, renderer, vocabulary) with its AP50, and the paired difference to the arm's own world and names."""
     keys = ["arm", "renderer", "vocabulary"]
     frame = part_rows(records, "swap", ["split", "seed", *keys], MAIN_METRICS)
-    frame = in_order(frame, arm=[*ARMS], renderer=["own"], vocabulary=["own"])
-    own = frame[(frame["renderer"] == "own") & (frame["vocabulary"] == "own")]
+    own = arm_rows(records).assign(renderer="own", vocabulary="own")
+    own = own[own["arm"].isin(frame["arm"])].reindex(columns=frame.columns)
+    frame = pd.concat([own, frame], ignore_index=True) if len(frame) else frame
+    frame = in_order(frame, arm=[*ARMS], renderer=["own"], vocabulary=["own", "all", "permuted"])
     pairing = [*PLACE, "arm", "seed"]
     frame = frame.merge(own[[*pairing, "nAP50"]], on=pairing, how="left", suffixes=("", "_own"))
     rows = []
@@ -312,11 +320,12 @@ def swap_table(records: Sequence[Mapping]) -> Table:
     cells = swap_cells(records)
     display = _shown(cells)
     display.insert(3, "renderer", cells["renderer"])
-    display.insert(4, "names", cells["vocabulary"])
+    display.insert(4, "names", [VOCABULARIES.get(name, name) for name in cells["vocabulary"]])
     display["nAP50 − own"] = gain_texts(cells)
     caption = (
-        f"{WORLD} Without any training: the text matrix is swapped for other names, the images for those of another "
-        "palette and background. permuted: every class is given another's name, which must leave little. "
+        f"{WORLD} Without any training: the text matrix is swapped for one with other names beside the own, the test "
+        "scenes for the same in another palette. permuted: every class is given another's name, which must leave "
+        "little. "
         f"{LEVELS} {PAIRED} {interval_note(cells)}"
     )
     return Table("open_vocabulary_cross_data", caption, cells, readable(display))
@@ -326,11 +335,14 @@ def arm_cost_table(records: Sequence[Mapping]) -> Table:
     """What each arm costs: steps, images and CPU seconds."""
     cells = arm_cells(records, metrics=COSTS, differences=()).drop(columns=["against", "is_matched"])
     display = _shown(cells, metrics=())
-    for name, head in zip(COSTS, ("steps", "images with boxes", "CPU seconds"), strict=True):
+    heads = ("steps", "steps with its starts", "images with boxes", "CPU seconds")
+    for name, head in zip(COSTS, heads, strict=True):
         display[head] = [NOT_PLANNED if pd.isna(value) else f"{value:,.0f}" for value in cells[name]]
     caption = (
-        "Mean over n seeds of what one arm costs on top of what it starts from: steps, images of base boxes seen in "
-        "them, and CPU seconds of training on the machine that the record names."
+        "Mean over n seeds of what one arm costs on top of what it starts from: its steps (and with those of the arms "
+        "that it starts from; stage 0, which all share, is left out), images with boxes in them, and CPU seconds of "
+        "training and test on the machine that the record names. The first arm that needs stage 0, a provider of "
+        "regions or their embeddings pays for making them."
     )
     return Table("open_vocabulary_cost", caption, cells, readable(display))
 
