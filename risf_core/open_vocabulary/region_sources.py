@@ -49,7 +49,10 @@ class RegionSources:
         """All training images, without boxes, under the columns of the test."""
         data, names = self.study.data, self.study.data.test
         images = [record.keep(np.zeros(len(record.labels), dtype=bool)) for record in data.box_train.images]
-        images += data.label_train.data.images if data.label_train is not None else []
+        there = {record.image_id for record in images}
+        others = data.label_train.data.images if data.label_train is not None else ()
+        # COCO's captions are of the images with boxes
+        images += [record for record in others if record.image_id not in there]
         return DetectionData(
             f"{data.name} training images", names.class_names, names.category_ids, tuple(images)
         )
@@ -104,12 +107,13 @@ class RegionSources:
             return annotated_regions(self.annotated, **noise)
         if source == "base_boxes":
             boxed = self.study.data.box_train.select_classes(self.study.data.base_names)
-            return annotated_regions(boxed, jitter=0.0, miss=0.0, seed=seed)
+            return annotated_regions(boxed, sees_novel="no")
         if params.external is not None:
             if params.external.regions is None:
                 raise ParamsError("distillation.regions is external; give external.regions, a file or folder")
-            found = external_regions(params.external.regions, self.images)
-            return found.noted(sees_novel=params.external.sees_novel)
+            return external_regions(
+                params.external.regions, self.images, sees_novel=params.external.sees_novel
+            )
         return self._class_agnostic(source)
 
     def _note(self, source: str, regions: RegionSet) -> None:
@@ -146,8 +150,9 @@ class RegionSources:
         elif params.external is not None:
             if params.external.label_boxes is None:
                 raise ParamsError("images.boxes is external; give external.label_boxes, a file or folder")
-            found = external_regions(params.external.label_boxes, images.data, classes=images.class_names)
-            found, least = found.noted(sees_novel=params.external.sees_novel), params.external.label_score
+            options = {"classes": images.class_names, "sees_novel": params.external.sees_novel}
+            found = external_regions(params.external.label_boxes, images.data, **options)
+            least = params.external.label_score
         else:
             found = self._by_class(source)
         return best_of_class(found, wanted, class_names=images.class_names, score_thresh=least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from risf_core.cm_clip import CMCLIP
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
 from risf_core.detecting import detect_images
-from risf_core.detections import MAX_DETECTIONS, cut
+from risf_core.detections import cut
 from risf_core.detector.checkpoints import load_weights, read_checkpoint
 from risf_core.detector.pretrained import MAY_BE_MISSING, load_pretrained
 from risf_core.evaluation import Evaluator
@@ -33,10 +34,11 @@ from risf_core.open_vocabulary.arms import (
 )
 from risf_core.open_vocabulary.classifier import mean_pairwise_cosine, with_common_offset
 from risf_core.open_vocabulary.detector import OpenVocabularyRCNN, Supervision
-from risf_core.open_vocabulary.open_data import open_data
+from risf_core.open_vocabulary.open_data import max_detections, open_data
 from risf_core.open_vocabulary.ovd_data import OvdData
 from risf_core.open_vocabulary.region_sources import RegionSources
 from risf_core.open_vocabulary.regions import RegionSet
+from risf_core.open_vocabulary.repeat_factors import repeated_batches
 from risf_core.open_vocabulary.swaps import swapped_rows
 from risf_core.open_vocabulary.training import TrainingSet, train_open_vocabulary
 from risf_core.open_vocabulary_params import ArmParams, OpenVocabularyParams
@@ -80,16 +82,24 @@ class Study:
         self.key = {"split": self.params.split, "seed": self.params.seed}
         self.keep_from = {arm.start for arm in self.params.arms.values()}
         self.keep_from |= {*self.params.kept, *self.params.swapped}
-        if self.params.solver is not None:
-            dtype = resolve_precision(self.params.solver.precision, torch.device(self.run.device))
-            self.run.environment["training_precision"] = str(dtype).removeprefix("torch.")
+        dtype = resolve_precision(self.params.solver.precision, torch.device(self.run.device))
+        self.run.environment["training_precision"] = str(dtype).removeprefix("torch.")
 
     # ------------------------------------------------------------------ shared parts
 
     @cached_property
+    def _opened(self) -> tuple[OvdData, Evaluator]:
+        return open_data(self.params)
+
+    @property
     def data(self) -> OvdData:
         """Boxes, names and test images; names of the variant "all"."""
-        return open_data(self.params)
+        return self._opened[0]
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """Of the test images: all, base and novel classes."""
+        return self._opened[1]
 
     @cached_property
     def test_subset(self) -> DetectionData:
@@ -175,11 +185,6 @@ class Study:
         """Text features of names, float32 [C, d]."""
         return self.clip.encode_names(names).clone()
 
-    @cached_property
-    def evaluator(self) -> Evaluator:
-        """Of the test images: all, base and novel classes."""
-        return Evaluator(self.data.test, groups=self.data.groups, max_dets=MAX_DETECTIONS)
-
     # ------------------------------------------------------------------ rows
 
     def teacher_row(self) -> None:
@@ -245,7 +250,8 @@ class Study:
         """What an arm is good for on the test images."""
         found = detect_images(detector, self.data.test)
         found.save(self.run.dir / "detections" / f"{name}.npz")
-        counting, _ = cut(found, None, score_thresh=self.params.score_thresh)
+        limits = {"score_thresh": self.params.score_thresh, "max_detections": max_detections(self.params)}
+        counting, _ = cut(found, None, **limits)
         metrics = self.evaluator.evaluate(counting)
         values = fidelity(detector, self.annotated, texts, self.data.groups, cache=self.images)
         return metrics | values | proposal_recalls(detector, self.test_subset, self.data.groups)
@@ -255,7 +261,7 @@ class Study:
     def arm_data(self, arm: ArmParams) -> OvdData:
         """The data of an arm; another set of columns where the novel names are unknown in training."""
         labels = arm.images.labels if arm.images is not None else "all"
-        return self.data if labels == "all" else open_data(self.params, labels=labels)
+        return self.data if labels == "all" else open_data(self.params, labels=labels)[0]
 
     def arm_texts(self, arm: ArmParams, names: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
         """Text features of an arm's columns, and the direction they were moved along, if they were."""
@@ -352,7 +358,20 @@ class Study:
         if arm.images is not None and not arm.images.boxes.startswith("max_"):
             label_boxes = self.sources.label_boxes(arm.images.boxes, data)
         names = data.label_train if arm.images is not None else None
-        return TrainingSet(data.box_train, names, regions, label_boxes)
+        return TrainingSet(data.box_train, names, regions, label_boxes, self.box_order(data))
+
+    def box_order(self, data: OvdData) -> Callable[[int], list[int]] | None:
+        """With repeat-factor sampling, the images with boxes of each step; else None."""
+        files, solver = self.params.files, self.params.solver
+        if files is None or files.repeat_threshold is None:
+            return None
+        return repeated_batches(
+            data.box_train,
+            solver.batch_size,
+            seed=self.params.seed,
+            threshold=files.repeat_threshold,
+            group_by_aspect=solver.group_by_aspect,
+        )
 
 
 def moved(regions: RegionSet, direction: Tensor) -> RegionSet:
