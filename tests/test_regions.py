@@ -177,9 +177,7 @@ def test_boxes_are_clipped_to_their_image_and_those_of_others_refused(data, capl
     assert fitted.of(5).boxes.tolist() == [[0, 0, 10, 10], [4, 4, 8, 20]]
     assert "1 regions clipped to their image, 0 dropped, of 5" in caplog.text
     boxes[4] = [5, 15, 9, 30]
-    with pytest.raises(
-        DataError, match=r"less than half of its area in image 9 \(30 x 20 pixels, 9.png\); 1 of 5"
-    ):
+    with pytest.raises(DataError, match=r"outside of image 9 \(30 x 20 pixels, 9.png\); 1 of 5"):
         three_images(boxes=boxes).fitted(data)
     dropped = three_images(boxes=boxes).fitted(data, outside="drop")
     assert len(dropped) == 4 and dropped.manifest["dropped"] == 1 and list(dropped.starts) == [0, 2, 2, 4]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from risf_core.data.dataset import DetectionData
+from risf_core.data.dataset import ImageRecord
 from risf_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ ARRAYS = {
     "scores": (np.float32, ()),
     "labels": (np.int64, ()),
 }
-INSIDE_SHARE = (
-    0.5  # a box with less of its area in its image is one of another image, or of another box convention
-)
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
@@ -35,16 +32,20 @@ def areas(boxes: np.ndarray) -> np.ndarray:
 def clip_to_images(boxes: np.ndarray, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Clip corner boxes, and tell which belong to their image.
 
+    A box belongs to an image that its centre lies in. Transformers that predict centres in the image give no other
+    boxes, whereas boxes of another image, scale or form soon do.
+
     Args:
         boxes: float32 [M, 4], x1 < x2 and y1 < y2, in pixels.
         limits: [M, 4], width, height, width, height of the image of each.
 
     Returns:
-        The clipped boxes, float32 [M, 4], and bool [M]: at least half of the area lies in the image.
+        The clipped boxes, float32 [M, 4], and bool [M]: the centre lies in the image.
     """
     clipped = np.clip(boxes, 0, limits).astype(np.float32)
-    share = np.divide(areas(clipped), areas(boxes), out=np.zeros(len(boxes)), where=areas(boxes) > 0)
-    return clipped, (share >= INSIDE_SHARE) & (areas(clipped) > 0)
+    centres = (boxes[:, :2].astype(np.float64) + boxes[:, 2:]) / 2
+    is_in = ((centres >= 0) & (centres <= limits[:, :2])).all(axis=1)
+    return clipped, is_in & (areas(clipped) > 0)
 
 
 def checked_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,12 +138,19 @@ def check_rows(found: RegionSet) -> None:
             )
 
 
-def outside_message(chosen: RegionSet, data: DetectionData, rows: np.ndarray) -> str:
-    owner = int(chosen.owners[rows[0]])
-    record = next(record for record in data.images if record.image_id == owner)
+def outside_message(provider: str, name: str, record: ImageRecord, box: np.ndarray, counts: str) -> str:
+    """Why a box cannot be one of its image's.
+
+    Args:
+        provider: Who made it.
+        name: Of the data.
+        record: The image.
+        box: Its corners as given, [4].
+        counts: How many are so, such as "2 of 10".
+    """
     return (
-        f"{data.name}: region {chosen.boxes[rows[0]].tolist()} of {chosen.manifest['provider']} has less than half of "
-        f"its area in image {owner} ({record.width} x {record.height} pixels, {record.path.name}); {len(rows)} of "
-        f"{len(chosen)} regions are so. Expected x1, y1, x2, y2 in pixels of the original image: these are of other "
-        'images, of resized ones, or another form of box. Give outside="drop" to leave them out, counted.'
+        f"{name}: the centre of box {box.tolist()} of {provider} lies outside of image {record.image_id} "
+        f"({record.width} x {record.height} pixels, {record.path.name}); {counts} regions are so. Expected x1, y1, x2, "
+        "y2 in pixels of the original image: these are of other images, of resized ones, or another form of box. Give "
+        'outside="drop" to leave them out, counted.'
     )

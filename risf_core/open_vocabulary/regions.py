@@ -201,8 +201,8 @@ class RegionSet:
 
         Args:
             data: The images; each must be in the set.
-            outside: What happens to a box with less than half of its area in its image: "error", or "drop" (counted in
-                the manifest as ``dropped``).
+            outside: What happens to a box whose centre lies outside of its image: "error", or "drop" (counted in the
+                manifest as ``dropped``).
 
         Raises:
             DataError: If an image is missing, or a box lies outside.
@@ -214,7 +214,10 @@ class RegionSet:
         limits = np.repeat(sizes.reshape(-1, 4), np.diff(chosen.starts), axis=0)  # [M, 4]
         clipped, is_in = clip_to_images(chosen.boxes, limits)
         if not is_in.all() and outside == "error":
-            raise DataError(outside_message(chosen, data, np.flatnonzero(~is_in)))
+            row, counts = int((~is_in).argmax()), f"{int((~is_in).sum())} of {len(chosen)}"
+            record = next(one for one in data.images if one.image_id == chosen.owners[row])
+            provider = chosen.manifest["provider"]
+            raise DataError(outside_message(provider, data.name, record, chosen.boxes[row], counts))
         is_cut = is_in & (clipped != chosen.boxes).any(axis=1)
         notes = {"dropped": int((~is_in).sum())} if outside == "drop" else {}
         if is_cut.any() or not is_in.all():
