@@ -53,6 +53,9 @@ class ImageSupervisionParams(Strictly):
     weight: float = Field(0.1, gt=0, le=100, description="PMS_LOSS_WEIGHT")
     num_proposals: Count = Field(32, description="proposals of the RPN to choose from")
     batch_size: Count = Field(4, description="images with names in a step")
+    short_side: Count | None = Field(
+        None, description="shorter side of these images (published: 400); null: as the others"
+    )
 
 
 class ArmParams(Strictly):
@@ -82,6 +85,15 @@ class OpenVocabularyFiles(Strictly):
         None, min_length=1, description="image-level labels: pos_category_ids of each image, or captions"
     )
     label_images: str | None = Field(None, min_length=1, description="folder of their images")
+    all_classes: bool = Field(
+        False, description="coco_ovd: files of all 80 classes; boxes that do not belong are left out"
+    )
+    caption_rule: Literal["words", "released"] = Field(
+        "words", description="how captions name a class: between ends of words; with a space on both sides"
+    )
+    synonyms: str | None = Field(
+        None, min_length=1, description="LVIS annotation file whose synonyms captions are searched for"
+    )
     federated: bool = Field(False, description="federated loss (LVIS)")
     repeat_threshold: float | None = Field(
         None, gt=0, le=1, description="repeat-factor sampling of images with rare classes; LVIS: 0.001"
@@ -89,7 +101,7 @@ class OpenVocabularyFiles(Strictly):
 
     def files(self) -> tuple[str, ...]:
         """The annotation files."""
-        names = (self.train_annotations, self.test_annotations, self.label_annotations)
+        names = (self.train_annotations, self.test_annotations, self.label_annotations, self.synonyms)
         return tuple(name for name in names if name is not None)
 
 

@@ -103,7 +103,10 @@ class OpenVocabularyRCNN(FasterRCNN):
         ``loss_rpn_*``, ``loss_cls``, ``loss_box`` of the images with boxes (none of the others: they give the RPN no
         gradient), ``loss_image`` of those with names, ``loss_point`` and ``loss_relation`` of all regions together.
         """
-        resized = [self.resize(image, self.draw_short_side()) for image in batch.images]
+        resized = [
+            self.resize(image, self._short_side(image, names, supervision))
+            for image, names in zip(batch.images, batch.names, strict=True)
+        ]
         padded, sizes = self.batch(resized)
         features = self.backbone(padded)
         with_boxes = [i for i, target in enumerate(batch.targets) if target is not None]
@@ -133,6 +136,17 @@ class OpenVocabularyRCNN(FasterRCNN):
                 torch.cat(parts["regions"]), torch.cat([one[1] for one in regions]), supervision.distillation
             )
         return losses
+
+    def _short_side(self, image: Tensor, names: ImageNames | None, supervision: Supervision) -> int | None:
+        """Of one training image: that of images with names where they have their own, the long side in proportion."""
+        own = supervision.images.short_side if names is not None and supervision.images is not None else None
+        if own is None or self.params.min_size is None:
+            return self.draw_short_side()
+        low, high = sorted(image.shape[-2:])
+        longest = (
+            self.params.max_size * own / self.params.min_size[-1]
+        )  # published: 400 and 667, half of 800 and 1333
+        return max(1, int(min(own, longest * low / high)))
 
     def _rpn_part(
         self, batch: Batch, features: Tensor, sizes: list[Size], with_boxes: list[int]

@@ -139,6 +139,20 @@ def synonyms_from_lvis(
     return found
 
 
+def read_categories(path: str | Path) -> list[dict]:
+    """The categories of an annotation file, such as LVIS's with their synonyms.
+
+    Raises:
+        DataError: If the file is unreadable or has none.
+    """
+    categories = _read(Path(path)).get("categories")
+    if not categories or not all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) for one in categories
+    ):
+        raise DataError(f"{path}: has no categories with names. Expected an LVIS annotation file.")
+    return categories
+
+
 def _plain(word: str) -> str:
     """A synonym as captions have it: lower case, underscores as spaces, brackets and what is in them left out."""
     return " ".join(re.sub(r"\([^)]*\)", " ", word.lower().replace("_", " ")).split())
