@@ -1,10 +1,13 @@
 """The tables, figures and headline numbers of 50_open_vocabulary, from made records with hand-worked numbers."""
 
 import math
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from risf_core.errors import RecordError
+from risf_core.report.literature import literature, published
 from risf_core.report.open_vocabulary_controls import (
     EXPECTATIONS,
     HIGHER,
@@ -20,6 +23,7 @@ from risf_core.report.open_vocabulary_controls import (
 )
 from risf_core.report.open_vocabulary_figures import open_vocabulary_figures
 from risf_core.report.open_vocabulary_numbers import open_vocabulary_numbers
+from risf_core.report.open_vocabulary_pictures import novel_gallery, novel_gallery_figure
 from risf_core.report.open_vocabulary_rows import ARMS, arm_cells, arm_rows, share_text
 from risf_core.report.open_vocabulary_tables import (
     PUBLISHED,
@@ -38,6 +42,7 @@ from risf_core.report.study_numbers import study_numbers
 from risf_core.tables import all_tables
 from tests.open_vocabulary_records import arm_row, open_vocabulary_record, open_vocabulary_records
 from tests.synthetic_records import record
+from tests.test_evaluation import BOX, FAR, OTHER, data_of, detections_of, image
 
 T95_TWO_DEGREES = 4.3027  # Student's t at 97.5 % with two degrees of freedom, so n = 3 (any table of t)
 
@@ -328,3 +333,54 @@ def test_the_headline_holds_the_gains_and_the_controls():
     assert margin[1].endswith("(yes)") and margin[5] > margin[6] > 0
     assert len({row[0] for row in rows}) == len(rows)
     assert study_numbers([]) == []
+
+
+def test_the_papers_numbers_are_at_hand_in_a_project_without_their_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("RISF_ROOT", str(tmp_path))
+    literature.cache_clear()
+    assert published("rkd-coco-wt-novel").value == 36.6
+    literature.cache_clear()
+
+
+# ------------------------------------------------------------ gallery
+
+
+def _store(folder, **found):
+    for name, detections in found.items():
+        detections.save(folder / f"{name}.npz")
+
+
+def test_the_gallery_takes_the_images_that_change_most_and_novel_classes_alone(tmp_path):
+    data = data_of(image(1, [(BOX, 0), (OTHER, 1)]), image(2, [(BOX, 0)]), image(3, [(OTHER, 1)]))
+    others = [(1, OTHER, 1, 0.9), (3, OTHER, 1, 0.8)]  # of a base class: they change nothing
+    wrong = detections_of((1, BOX, 0, 0.3), (2, FAR, 0, 0.8), *others)
+    right = detections_of((1, BOX, 0, 0.3), (2, BOX, 0, 0.8), (3, FAR, 0, 0.5))
+    _store(tmp_path, base_continued=wrong, weight_transfer=right)
+    gallery = novel_gallery(tmp_path, data, [data.class_names[0]])
+    assert list(gallery.found) == ["base_continued", "weight_transfer"]
+    assert [one.image_id for one in gallery.gains] == [2] and gallery.gains[0].change == 2.0
+    assert [one.image_id for one in gallery.losses] == [3]
+    assert len(gallery.found["base_continued"]) == 2 and gallery.data.counts()[data.class_names[1]] == 0
+
+
+def test_the_gallery_falls_back_to_the_base_and_says_if_it_has_nothing_to_show(tmp_path):
+    data, found = data_of(image(1, [(BOX, 0)])), detections_of((1, BOX, 0, 0.3))
+    _store(tmp_path, rkd_rpn=found)
+    assert novel_gallery(tmp_path, data, [data.class_names[0]]) is None
+    assert "no gallery" in novel_gallery_figure(None).caption
+    _store(tmp_path, base=found)
+    gallery = novel_gallery(tmp_path, data, [data.class_names[0]])
+    assert list(gallery.found) == ["base", "rkd_rpn"]
+    assert "differ on no image" in novel_gallery_figure(gallery).caption
+
+
+def test_the_gallery_draws_every_arm_on_every_chosen_image(tmp_path):
+    Image.new("RGB", (60, 60), (90, 120, 90)).save(tmp_path / "one.png")
+    data = data_of(image(1, [(BOX, 0)]), image(2, []))
+    images = tuple(replace(record, path=tmp_path / "one.png") for record in data.images)
+    data = replace(data, images=images)
+    _store(tmp_path, base_continued=detections_of((2, BOX, 0, 0.9)), rkd_rpn=detections_of((1, BOX, 0, 0.9)))
+    drawing = novel_gallery_figure(novel_gallery(tmp_path, data, [data.class_names[0]]))
+    assert len(drawing.figure.axes) == 2 * 2 and drawing.png().startswith(b"\x89PNG")
+    assert drawing.figure.axes[0].get_title().startswith("image 1: +0.50")
+    assert "the 2 images with the largest gains and the 0 with" in drawing.caption

@@ -26,12 +26,14 @@ class _Literature(RootModel[dict[str, Published]]):
 
 @lru_cache(maxsize=4)
 def literature(path: Path | None = None) -> dict[str, Published]:
-    """Every published number by its id.
+    """Every published number by its id; a project without the file takes the one beside this code.
 
     Raises:
         RecordError: If the file is missing or an entry is not a number with its source.
     """
-    path = path or project_root() / FILE
+    if path is None:
+        path = project_root() / FILE
+        path = path if path.is_file() else Path(__file__).resolve().parents[2] / FILE
     if not path.is_file():
         raise RecordError(
             f"{path}: there is no such file; it holds the published numbers with their sources."

@@ -55,8 +55,8 @@ GROUPS = {"novel": "nAP50", "base": "bAP50", "all": "AP50"}
 TRAINED = {
     TRANSFER: "W_P = A(W_D) from the frozen W_D of RKD, with a residual on the features",
     "naive_from_rkd": "one f for classification and RKD, started from RKD's",
-    "wt_free": "W_P trained freely, the same residual, W_D not read",
-    "wt_two_heads": "one f for classification, another for RKD",
+    "wt_free": "W_P trained freely with the same residual; W_D frozen, not read",
+    "wt_two_heads": "a second f for classification, which starts as RKD's",
     "wt_freeze": "RKD's f frozen, classification on it",
     "wt_random_source": "as weight transfer, from a random frozen W_D",
     NAIVE: "one f, started from the base",
@@ -238,7 +238,8 @@ def fidelity_table(records: Sequence[Mapping]) -> Table:
     caption = (
         "Embeddings u of annotated boxes of test images by each arm's head, against CLIP's v of the same boxes: top-1 "
         "accuracy of u among all names (of novel objects also among the novel names, and by the head that "
-        "classifies, which is another one where there are two), mean cosine of u and v, linear CKA (1: the same up to rotation and scale), rank correlation of the cosines between objects, and, while "
+        "classifies, which is another one where there are two), mean cosine of u and v, linear CKA "
+        "(1: the same up to rotation and scale), rank correlation of the cosines between objects, and, while "
         "training, the mean cosine of the gradients that RKD and classification send into the projection f (below 0: "
         f"they pull against each other). –: not measured. nAP50 in percent. {interval_note(cells)}"
     )
