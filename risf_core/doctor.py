@@ -319,15 +319,18 @@ def check_data_folders(root: Path) -> list[Check]:
     """Files of real data that the parameter files name; the pictogram world makes its own."""
     checks = [ok("data: pictograms", "made on the fly in data/, nothing to download")]
     for path, content in read_params(root):
-        data = content.get("data")
+        files = content.get("files")  # of open-vocabulary detection
+        data = {"source": "files"} | files if isinstance(files, dict) else content.get("data")
         if not isinstance(data, dict) or data.get("source", "pictograms") == "pictograms":
             continue
         keys = ("annotations", "images", "test_annotations", "test_images", "voc2007", "voc2012", "splits")
+        keys += ("train_annotations", "train_images", "label_annotations", "label_images", "synonyms")
         places = dict.fromkeys(str(data[key]) for key in keys if data.get(key))
         missing = [place for place in places if not (root / Path(place).expanduser()).exists()]
         name, profile, file = f"data: {path.parent.name}", path.parent.name, path.relative_to(root)
         if missing:
-            fix = f"only for the profile {profile}: put the data there, or edit `data:` in {file}"
+            entry = "files" if isinstance(files, dict) else "data"
+            fix = f"only for the profile {profile}: put the data there, or edit `{entry}:` in {file}"
             checks.append(absent(name, f"not there: {', '.join(missing)}", fix))
         else:
             checks.append(ok(name, ", ".join(places)))

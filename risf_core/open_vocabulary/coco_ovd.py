@@ -73,7 +73,7 @@ def open_coco_ovd(
         label_images: Folder of their images; None: `train_images`.
         synonyms, caption_rule: Of captions, as `read_image_labels` takes them.
         from_all_classes: The files are COCO's own, of all 80 classes: boxes of other than base (test: base and novel)
-            classes are left out, and then images without a box, which is how the published files were made.
+            classes are left out, and then images without any, which is how OVR-CNN's notebook made its files.
 
     Raises:
         DataError: If a file is wrong.
@@ -120,7 +120,8 @@ def _load(annotations: str | Path, images_dir: str | Path, keep: Sequence[str] |
         kept = data.select_classes(keep)
         count = len(data.flat.labels) - len(kept.flat.labels)
         logger.info("%s: %d boxes of other classes than %d left out", data.name, count, len(keep))
-        data = kept.drop_empty()
+        # as published: an image with a crowd region alone stays in the file
+        data = replace(kept, images=tuple(record for record in kept.images if len(record.labels)))
     return with_columns(data, CLASS_NAMES, CATEGORY_IDS)
 
 
