@@ -33,7 +33,8 @@ SOLVER = {"iterations": 2, "batch_size": 2, "reference_batch": None, "milestones
 def project(tmp_path, monkeypatch):
     (tmp_path / "params").symlink_to(ROOT / "params")
     monkeypatch.setenv("RISF_ROOT", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")  # names of files start from the project
     detector = OpenVocabularyRCNN(DetectorParams(**TINY | {"norm": "FrozenBN"}), torch.randn(3, 4))
     (tmp_path / "data" / "weights").mkdir(parents=True)
     state = {key: value for key, value in detector.state_dict().items() if "box_predictor" not in key}
@@ -141,6 +142,10 @@ def test_a_profile_runs_from_files_to_rows(profile, project):
     for name, row in arms.items():
         assert row["AP50"] is not None and row["bAP50"] is not None and row["nAP50"] is not None
         assert row["iterations"] == (0 if name == "base" else 2)
+        # two steps of two images; every second one is of images with names
+        with_names = name in ("ils_external", "naive", "weight_transfer")
+        assert row["box_images"] == (0 if name == "base" else 2 if with_names else 4)
+        assert (run.dir / f"{name}_checkpoint.pth").exists() == (name != "base")
         assert ("APr" in row) == (profile == "lvis-ovd")
     assert arms["rkd_external"]["sees_novel"] == "unknown"
     assert arms["weight_transfer"]["settings"]["head"] == "transfer"

@@ -29,6 +29,7 @@ from risf_core.open_vocabulary.regions import RegionSet, embed_regions
 from risf_core.open_vocabulary.training import TrainingSet, train_open_vocabulary
 from risf_core.open_vocabulary_params import DistillationParams
 from risf_core.params import PictogramData
+from risf_core.runs.yaml_files import project_path
 
 if TYPE_CHECKING:
     from risf_core.open_vocabulary.ovd_data import OvdData
@@ -111,9 +112,8 @@ class RegionSources:
         if params.external is not None:
             if params.external.regions is None:
                 raise ParamsError("distillation.regions is external; give external.regions, a file or folder")
-            return external_regions(
-                params.external.regions, self.images, sees_novel=params.external.sees_novel
-            )
+            path = project_path(params.external.regions)
+            return external_regions(path, self.images, sees_novel=params.external.sees_novel)
         return self._class_agnostic(source)
 
     def _note(self, source: str, regions: RegionSet) -> None:
@@ -151,7 +151,7 @@ class RegionSources:
             if params.external.label_boxes is None:
                 raise ParamsError("images.boxes is external; give external.label_boxes, a file or folder")
             options = {"classes": images.class_names, "sees_novel": params.external.sees_novel}
-            found = external_regions(params.external.label_boxes, images.data, **options)
+            found = external_regions(project_path(params.external.label_boxes), images.data, **options)
             least = params.external.label_score
         else:
             found = self._by_class(source)

@@ -339,9 +339,14 @@ class Study:
             desc=f"arm {name}",
             mixing=self.params.mixing,
             images=self.images,
+            checkpoint=self.run.dir / f"{name}_checkpoint.pth" if solver.checkpoint_every else None,
         )
         providers = [one.manifest for one in (train.regions, train.label_boxes) if one is not None]
-        facts |= {"iterations": solver.iterations, "box_images": solver.iterations * solver.batch_size}
+        every = (
+            2 if self.params.mixing == "alternate" and arm.images is not None else 1
+        )  # steps to one with boxes
+        box_steps = -(-solver.iterations // every)
+        facts |= {"iterations": solver.iterations, "box_images": box_steps * solver.batch_size}
         facts |= {
             key: ", ".join(dict.fromkeys(str(one[key]) for one in providers)) or None
             for key in ("provider", "sees_novel")
