@@ -17,7 +17,7 @@ export PYTHONNOUSERSITE := 1
 RUN := OMP_NUM_THREADS=1 MPLBACKEND=agg $(VENV)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke studies latency demo test lint lab figures publish report doctor strip clean clean-venv clean-results
+.PHONY: help setup reproduce reproduce-ovd smoke studies latency demo test lint lab figures publish report doctor strip clean clean-venv clean-results
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ setup: $(STAMP) ## only make .venv
 reproduce: $(STAMP) ## run every notebook of the profile, then print the result table and where everything lies
 	@$(RUN) -m risf_core.run --list params/$(PROFILE)/runs.yaml --workers $(WORKERS); code=$$?; \
 	 $(RUN) -m risf_core.tables --profile $(PROFILE) --show && exit $$code
+
+reproduce-ovd: $(STAMP) ## the second system: open-vocabulary detection (RKD), and re-scoring without CLIP at test time
+	@$(MAKE) --no-print-directory reproduce PROFILE=ovd
 
 smoke: ## the same at smoke size (the numbers mean nothing)
 	@$(MAKE) --no-print-directory reproduce PROFILE=smoke

@@ -20,9 +20,11 @@ from risf_core.report.statistics import (
 from risf_core.report.table_format import NOT_PLANNED, difference_text, interval_text, number
 
 NOTEBOOK = "50_open_vocabulary"
+# Parameters that may differ between runs of one table: what a seed has of its own, and which arms a run holds.
+OWN_TO_A_RUN = ("seed", "base", "external", "kept", "swapped")
 PLACE = ("split", "variant")
 BASE, CONTINUED, TWICE = "base", "base_continued", "base_twice"
-RKD, ILS, NAIVE, TRANSFER = "rkd_rpn", "ils_max_size", "naive", "weight_transfer"
+RKD, ILS, NAIVE, TRANSFER = "rkd_rpn", "ils_max_score", "naive", "weight_transfer"
 METRICS = tuple(f"{group}AP{iou}" for group in ("n", "b", "") for iou in ("", "50", "75"))
 MAIN_METRICS = ("nAP50", "bAP50", "AP50")
 FIDELITY = (
@@ -62,8 +64,8 @@ ARMS = {
     "rkd_external_filtered_l1": Arm("RKD, external without novel boxes, L1", "RKD"),
     "rkd_external_filtered": Arm("RKD, external without novel boxes, L1 + relations", "RKD"),
     "rkd_oracle": Arm(f"RKD, {_ORACLE}, L1 + relations", "oracle"),
-    ILS: Arm("ILS, largest RPN box", "ILS"),
-    "ils_max_score": Arm("ILS, RPN box of the highest class score", "ILS"),
+    "ils_max_size": Arm("ILS, largest RPN box", "ILS"),
+    ILS: Arm("ILS, RPN box of the highest class score", "ILS"),
     "ils_max_objectness": Arm("ILS, RPN box of the highest objectness", "ILS"),
     "ils_external": Arm("ILS, external", "ILS"),
     "ils_external_filtered": Arm("ILS, external without novel boxes", "ILS"),
@@ -79,13 +81,15 @@ ARMS = {
     "relation_only": Arm("relations alone, without L1", "control"),
     "relation_l2": Arm("relations, rows of Euclidean norm (l2)", "control"),
     "relation_l2_mean": Arm("the same, divided by N² (l2_mean)", "control"),
+    "rkd_published_weights": Arm("RKD with the published weights", "control"),
     "rkd_shuffled": Arm("teacher's rows shuffled", "control"),
     "rkd_random_teacher": Arm("teacher with random weights", "control"),
     "rkd_base_boxes": Arm("RKD on annotated base boxes alone", "control"),
     "ils_permuted": Arm("image labels permuted across images", "control"),
     "ils_base_labels": Arm("image labels of base classes alone", "control"),
     "strict": Arm("strict: novel names unknown in training", "control"),
-    "cone": Arm("texts moved into a narrow cone", "control"),
+    "cone": Arm("RKD, texts moved into a narrow cone", "control", "cone_base"),
+    "cone_base": Arm("base, texts moved into a narrow cone", "control"),
 }
 SIDES = {
     "rpn": "RPN",
@@ -121,7 +125,7 @@ def part_rows(
         return pd.DataFrame(columns=[*PLACE, *(key for key in keys if key != "split"), *values])
     params = {record["run_id"]: record.get("params") or {} for record in own}
     named = frame.assign(setting="", loss="", shots=0)
-    frame["variant"] = variants(named, params, factors=("seed", "base", "external"))
+    frame["variant"] = variants(named, params, factors=OWN_TO_A_RUN)
     for name in values:
         frame[name] = pd.to_numeric(frame[name]) if name in frame else math.nan
     arms = list(ARMS)
@@ -210,7 +214,10 @@ def arm_cells(
 
 def _text(values: pd.Series) -> str:
     """The value of all rows; several are joined, none is a dash."""
-    return ", ".join(dict.fromkeys(str(value) for value in values if value)) or NOT_PLANNED
+    return (
+        ", ".join(dict.fromkeys(str(value) for value in values if value and not pd.isna(value)))
+        or NOT_PLANNED
+    )
 
 
 def _differences(side: pd.DataFrame, other: pd.DataFrame, name: str, metrics: Sequence[str]) -> tuple:

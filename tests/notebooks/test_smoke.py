@@ -25,6 +25,7 @@ from risf_core.cm_clip import apply_cm_clip
 from risf_core.data.pictograms import CLASSES, SPLITS
 from risf_core.detections import Detections, Similarities
 from risf_core.notebook_models import MODELS
+from risf_core.open_vocabulary.regions import RegionSet
 from risf_core.records import read_records, start_run
 from risf_core.runs.run_specs import RunSpec, load_list
 from risf_core.runs.state import run_id
@@ -143,6 +144,7 @@ PICTURES = {
     "41_base_classes": 4,  # changes over c, classes, confusions, gallery
     "39_training_regimes": 1,
     "42_missing_rate": 2,  # estimated over planted rates, suspected places
+    "50_open_vocabulary": 4,  # scenes, arms, fidelity, gallery
 }
 
 
@@ -805,6 +807,37 @@ def test_41_base_classes_agrees_with_fine_tuning_where_both_measure(smoke):
     assert len(changes) == 2 and {row["images"] for row in changes} == {24}
 
 
+def test_50_open_vocabulary_records_every_arm_on_the_same_test_images(smoke):
+    """AP50 of the stored detections by pycocotools; steps, regions and names as the parameters say."""
+    record = smoke.record("50_open_vocabulary")
+    params, folder = record["params"], smoke.artifacts(record)
+    arms = {row["arm"]: row for row in record["rows"] if row["part"] == "arm"}
+    assert arms.keys() == params["arms"].keys() and {row["seed"] for row in arms.values()} == {params["seed"]}
+    for name, row in arms.items():
+        found = Detections.load(folder / "detections" / f"{name}.npz")
+        counting = found.keep(found.counting(score_thresh=CUT, max_per_image=BEST))
+        for group, names in (("n", NOVEL), ("b", BASE), ("", CLASSES)):
+            assert row[f"{group}AP50"] == pytest.approx(ap50(smoke, counting, names), abs=1e-3), name
+        assert row["settings"] == params["arms"][name]
+        steps = params["solver"]["iterations"] if name != "base" else 0
+        assert (row["iterations"], row["box_images"]) == (steps, steps * params["solver"]["batch_size"])
+        assert row["sees_novel"] == ("no" if row["settings"]["distillation"] else None)
+        assert all(0 <= row[f"recall_{group}_at_100"] <= 100 for group in ("base", "novel"))
+    steps = smoke.table("open_vocabulary_cost").set_index("arm")["total_iterations"]
+    assert steps["weight_transfer"] == steps["base_twice"] == 2 * steps["base_continued"] > steps["base"] == 0
+    regions = RegionSet.load(folder / "regions" / "rpn-top3-clip.npz")
+    (provider,) = [row for row in record["rows"] if row["part"] == "provider"]
+    assert (
+        provider["regions"] == pytest.approx(len(regions) / len(regions.image_ids))
+        and provider["regions"] <= 3
+    )
+    swaps = {(row["renderer"], row["vocabulary"]) for row in record["rows"] if row["part"] == "swap"}
+    assert swaps == {("own", "all"), ("own", "permuted"), ("other palette", "own"), ("other palette", "all")}
+    assert {f"{name}.pth" for name in ("rkd_rpn", "base_continued")} <= {
+        p.name for p in (folder / "weights").iterdir()
+    }
+
+
 # --- stored files ---------------------------------------------------------------------------------------------------
 
 
@@ -840,6 +873,7 @@ def test_40_results_writes_every_table_and_figure_in_every_form(smoke):
     tables, figures = smoke.results / "tables", smoke.results / "figures"
     pairs = {f"before_after-{record['run_id']}" for record in smoke.records("20_fine_tuning")}
     pairs.add("gallery_gains_losses")  # of 41_base_classes
+    pairs |= {f"open_vocabulary_gallery-{one['run_id']}" for one in smoke.records("50_open_vocabulary")}
     for folder, endings, number in (
         (tables, ("csv", "md", "tex"), metrics["num_tables"]),
         (figures, ("png", "pdf", "txt"), metrics["num_figures"] + len(pairs)),
