@@ -111,6 +111,12 @@ class ExternalFiles(Strictly):
     regions: str | None = Field(None, min_length=1, description="class-agnostic boxes, for distillation")
     label_boxes: str | None = Field(None, min_length=1, description="a box for each image-level label")
     label_score: Share = Field(0.0, description="boxes at or below it are left out; COCO captions: 0.95")
+    missing: Literal["error", "empty"] = Field(
+        "error", description="what an image without an entry is: an error, or without regions"
+    )
+    file_embeddings: bool = Field(
+        True, description="take the embeddings of a file that has some; false: encode its boxes anew"
+    )
     sees_novel: Literal["no", "yes", "unknown"] = Field(
         "unknown", description="whether that system was trained on boxes of the novel classes"
     )
@@ -171,11 +177,13 @@ class OpenVocabularyParams(NotebookParams):
         return self
 
     def user_files(self) -> tuple[str, ...]:
-        given = (self.weights, *vars(self.external or ExternalFiles()).values())
-        return tuple(name for name in given if isinstance(name, str) and name not in ("no", "yes", "unknown"))
+        return () if self.weights is None else (self.weights,)
 
     def data_files(self) -> tuple[str, ...]:
-        return self.files.files() if self.files is not None else self.data.files()
+        external = self.external or ExternalFiles()
+        names = (external.regions, external.label_boxes)  # files, or folders of files
+        given = self.files.files() if self.files is not None else self.data.files()
+        return (*given, *(name for name in names if name is not None))
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -196,4 +204,6 @@ class OpenVocabularyParams(NotebookParams):
                     f"num_box_images and num_label_images are {wanted} together, but data.num_base_images is "
                     f"{self.data.num_base_images}"
                 )
+        elif self.swapped:
+            raise ValueError("swapped: other vocabularies and palette are those of the pictograms; write []")
         return self

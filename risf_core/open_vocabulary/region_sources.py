@@ -74,12 +74,29 @@ class RegionSources:
         path = self.folder / f"{distillation.regions}-top{distillation.top}-{teacher}.npz"
         if not path.exists():
             boxes = self.boxes(distillation.regions).top(distillation.top)
-            clip = self.study.random_clip if teacher == "random" else self.study.clip
-            desc = f"embedding regions ({distillation.regions})"
-            embed_regions(boxes, self._images_of(boxes), clip, cache=self.study.images, desc=desc).save(path)
+            self._embedded(boxes, teacher, f"embedding regions ({distillation.regions})").save(path)
         regions = RegionSet.load(path)
         self._note(distillation.regions, regions)
         return self._complete(regions)
+
+    def _embedded(self, boxes: RegionSet, teacher: str, desc: str) -> RegionSet:
+        """The regions with the teacher's embeddings: those of the file they came from, where it has some, or new."""
+        external = self.study.params.external
+        clip = self.study.random_clip if teacher == "random" else self.study.clip
+        width = clip.text_embeds_norm.shape[1]
+        if (
+            boxes.embeddings is None
+            or teacher == "random"
+            or external is None
+            or not external.file_embeddings
+        ):
+            return embed_regions(boxes, self._images_of(boxes), clip, cache=self.study.images, desc=desc)
+        if boxes.embeddings.shape[1] != width:
+            raise ParamsError(
+                f"{external.regions}: embeddings of {boxes.embeddings.shape[1]} numbers, but the texts of this CLIP "
+                f"have {width}. Give the CLIP that made the file, or external.file_embeddings: false."
+            )
+        return boxes
 
     def _images_of(self, regions: RegionSet) -> DetectionData:
         there = set(regions.image_ids.tolist())

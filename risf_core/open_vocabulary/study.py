@@ -18,8 +18,6 @@ from risf_core.clip_models import load_clip
 from risf_core.cm_clip import CMCLIP
 from risf_core.data.dataset import DetectionData
 from risf_core.data.loader import ImageCache
-from risf_core.detecting import detect_images
-from risf_core.detections import cut
 from risf_core.detector.checkpoints import load_weights, read_checkpoint
 from risf_core.detector.pretrained import MAY_BE_MISSING, load_pretrained
 from risf_core.evaluation import Evaluator
@@ -34,6 +32,7 @@ from risf_core.open_vocabulary.arms import (
 )
 from risf_core.open_vocabulary.classifier import mean_pairwise_cosine, with_common_offset
 from risf_core.open_vocabulary.detector import OpenVocabularyRCNN, Supervision
+from risf_core.open_vocabulary.large_vocabulary import detect_vocabulary
 from risf_core.open_vocabulary.open_data import max_detections, open_data
 from risf_core.open_vocabulary.ovd_data import OvdData
 from risf_core.open_vocabulary.region_sources import RegionSources
@@ -248,10 +247,9 @@ class Study:
 
     def judged(self, name: str, detector: OpenVocabularyRCNN, texts: Tensor) -> dict:
         """What an arm is good for on the test images."""
-        found = detect_images(detector, self.data.test)
-        found.save(self.run.dir / "detections" / f"{name}.npz")
+        path = self.run.dir / "detections" / f"{name}.npz"
         limits = {"score_thresh": self.params.score_thresh, "max_detections": max_detections(self.params)}
-        counting, _ = cut(found, None, **limits)
+        counting = detect_vocabulary(detector, self.data.test, path, **limits)
         metrics = self.evaluator.evaluate(counting)
         values = fidelity(detector, self.annotated, texts, self.data.groups, cache=self.images)
         return metrics | values | proposal_recalls(detector, self.test_subset, self.data.groups)

@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 # Modules that change no number: some carry runs, some show results (only a run that reads records depends on those).
 CARRYING = {
     "data_params",
+    "distilled_rescoring_params",
     "doctor",
     "errors",
     "notebook_models",
@@ -36,7 +37,7 @@ CARRYING = {
     "study_params",
 }
 SHOWING = {"figures", "report", "tables"}
-ANNOTATION_ENDINGS = {".json", ".xml", ".txt"}  # of the files that count in a folder of data
+ANNOTATION_ENDINGS = {".json", ".xml", ".txt", ".pkl"}  # of the files that count in a folder of data
 
 
 def digest(value: Any) -> str:
