@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from risf_core.open_vocabulary.detector import OpenVocabularyRCNN
-from risf_core.open_vocabulary.study import run_open_vocabulary
+from risf_core.open_vocabulary.regions import RegionSet
+from risf_core.open_vocabulary.study import Study, run_open_vocabulary
 from risf_core.params import DetectorParams
 from risf_core.runs.run_specs import load_run
 from tests.lvis_files import random_content
@@ -55,11 +56,11 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_external(folder: Path, labels: dict[str, list[int]]) -> None:
-    """Regions with embeddings, and a box for each label, as the released code writes both; stem -> category ids."""
+    """Regions with embeddings as wide as the toy CLIP's, and a box for each label, as released; stem -> category ids."""
     for name in ("regions", "label_boxes"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number, (stem, ids) in enumerate(labels.items()):
-        regions = [([4.0 + n, 4.0, 40.0, 44.0 + number], torch.randn(1, 512)) for n in range(5)]
+        regions = [([4.0 + n, 4.0, 40.0, 44.0 + number], torch.randn(1, 96)) for n in range(5)]
         (folder / "regions" / f"{stem}.pkl").write_bytes(pickle.dumps(regions))
         boxes = {one: ([np.array([5.0, 5.0, 30.0, 30.0])], [0.99]) for one in ids}
         (folder / "label_boxes" / f"{stem}.pkl").write_bytes(pickle.dumps(boxes))
@@ -148,6 +149,19 @@ def test_a_profile_runs_from_files_to_rows(profile, project):
         assert (run.dir / f"{name}_checkpoint.pth").exists() == (name != "base")
         assert ("APr" in row) == (profile == "lvis-ovd")
     assert arms["rkd_external"]["sees_novel"] == "unknown"
+    regions = RegionSet.load(run.dir / "regions" / "external-top5-clip.npz")
+    assert regions.manifest["clip"] is None or "risf" not in str(regions.manifest["clip"])  # the file's own
+    assert regions.embeddings.shape[1] == 96
     assert arms["weight_transfer"]["settings"]["head"] == "transfer"
     classes = {"coco-ovd": 80, "lvis-ovd": 6}[profile]
     assert len(arms["base"]["per_class"]) == classes
+    names = "external-top5-clip.npz"
+    other = params.model_copy(
+        update={"external": params.external.model_copy(update={"file_embeddings": False})}
+    )
+    fresh = SimpleNamespace(dir=project / "fresh", device="cpu", rows=_Rows(), environment={}, run_id="toy")
+    study = Study(other, fresh)
+    (fresh.dir / "weights").mkdir(parents=True)
+    study.sources.regions(params.arms["rkd_external"].distillation)
+    anew = RegionSet.load(fresh.dir / "regions" / names)
+    assert anew.manifest["clip"]["weights"] and not np.array_equal(anew.embeddings, regions.embeddings)
