@@ -56,7 +56,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def write_external(folder: Path, labels: dict[str, list[int]]) -> None:
-    """Regions with embeddings as wide as the toy CLIP's, and a box for each label, as released; stem -> category ids."""
+    """Regions with embeddings of the toy CLIP's width, a box for each label, as released; stem -> category ids."""
     for name in ("regions", "label_boxes"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number, (stem, ids) in enumerate(labels.items()):
