@@ -24,10 +24,10 @@ from risf_core.report.open_vocabulary_controls import (
 from risf_core.report.open_vocabulary_figures import open_vocabulary_figures
 from risf_core.report.open_vocabulary_numbers import open_vocabulary_numbers
 from risf_core.report.open_vocabulary_pictures import novel_gallery, novel_gallery_figure
-from risf_core.report.open_vocabulary_rows import ARMS, arm_cells, arm_rows, share_text
+from risf_core.report.open_vocabulary_rows import ARMS, arm_cells, arm_rows
 from risf_core.report.open_vocabulary_tables import (
-    PUBLISHED,
     fidelity_table,
+    frequency_table,
     ils_table,
     main_arms_table,
     open_vocabulary_tables,
@@ -37,6 +37,7 @@ from risf_core.report.open_vocabulary_tables import (
     teacher_table,
     transfer_table,
 )
+from risf_core.report.open_vocabulary_texts import share_text
 from risf_core.report.selection import is_asked_for, tables_of
 from risf_core.report.study_numbers import study_numbers
 from risf_core.tables import all_tables
@@ -153,7 +154,7 @@ def test_the_main_table_has_the_papers_numbers_in_columns_of_their_own():
     rows = table.data.set_index("arm")
     papers = {"base": (1.7, 53.2, 39.6), "rkd_rpn": (21.2, 54.7, 45.9), "ils_max_score": (30.4, 52.6, 46.8)}
     papers |= {"naive": (31.5, 52.8, 47.2), "weight_transfer": (36.6, 54.0, 49.4)}
-    assert papers.keys() == PUBLISHED.keys()
+    assert set(rows.index[rows["novel_published"].notna()]) == papers.keys()
     for arm, values in papers.items():
         assert tuple(rows.loc[arm, [f"{group}_published" for group in ("novel", "base", "all")]]) == values
         assert (48 * values[1] + 17 * values[0]) / 65 == pytest.approx(
@@ -164,6 +165,25 @@ def test_the_main_table_has_the_papers_numbers_in_columns_of_their_own():
     )
     assert (
         "another world" in table.caption and "https://github.com/hanoonaR/object-centric-ovd" in table.caption
+    )
+
+
+def test_users_files_have_their_own_world_and_lvis_no_published_number_beside_it():
+    arms = ("base", "base_continued", "rkd_external", "ils_external")
+    coco = main_arms_table(open_vocabulary_records(1, arms=arms, files={"kind": "coco_ovd"}))
+    assert list(coco.data["arm"]) == list(arms) and "pictograms" not in coco.caption
+    assert coco.data.set_index("arm").loc["rkd_external", "novel_published"] == 21.2
+    rows = [
+        arm_row(arm, APr=value, APc=20.0, APf=25.0)
+        for arm, value in (("base_continued", 9.0), ("naive", 12.0))
+    ]
+    lvis = [made(*rows, files={"kind": "lvis_ovd"})]
+    assert not [name for name in main_arms_table(lvis).data if "published" in name]
+    assert "mask AP" in main_arms_table(lvis).caption and "paper, novel" not in main_arms_table(lvis).display
+    table = frequency_table(lvis).data.set_index("arm")
+    assert (
+        table.loc["naive", "APr_difference"] == 3.0
+        and len(frequency_table(open_vocabulary_records(1)).data) == 0
     )
 
 
@@ -241,7 +261,9 @@ def test_swapped_worlds_and_names_are_set_against_their_own():
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_one_seed_says_that_it_has_no_interval(seeds):
     tables = {table.name: table for table in open_vocabulary_tables(open_vocabulary_records(seeds))}
-    assert len(tables) == 10 and all(len(table.data) for table in tables.values())
+    empty = [name for name, table in tables.items() if table.data.empty]
+    assert len(tables) == 11 and empty == ["open_vocabulary_lvis"]
+    del tables["open_vocabulary_lvis"]
     says = {name: "n = 1 seed" in table.caption for name, table in tables.items() if "cost" not in name}
     assert set(says.values()) == {seeds == 1}
     texts = tables["open_vocabulary_main"].display.astype(str).to_numpy().ravel()
@@ -315,7 +337,9 @@ def test_tables_and_figures_are_those_of_the_profile():
     names = [table.name for table in open_vocabulary_tables([])]
     assert {table.name for table in all_tables([])} >= set(names)
     found = {table.name: table for table in tables_of(records)}
-    assert set(names) <= found.keys() and len(found["open_vocabulary_main"].data) == 7
+    assert {*names} - {"open_vocabulary_lvis"} <= found.keys() and len(
+        found["open_vocabulary_main"].data
+    ) == 7
     assert open_vocabulary_figures(records).keys() <= set(names)
     drawing = open_vocabulary_figures(records)["open_vocabulary_main"]
     assert drawing.png() == open_vocabulary_figures(list(reversed(records)))["open_vocabulary_main"].png()

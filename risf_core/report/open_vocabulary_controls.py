@@ -13,7 +13,6 @@ import pandas as pd
 from risf_core.report.open_vocabulary_rows import (
     CONTINUED,
     FIDELITY,
-    GROUP_NOTE,
     ILS,
     METRICS,
     NAIVE,
@@ -22,11 +21,10 @@ from risf_core.report.open_vocabulary_rows import (
     SHARES,
     arm_of,
     arm_rows,
-    interval_note,
     part_rows,
-    share_text,
     spread_of,
 )
+from risf_core.report.open_vocabulary_texts import GROUP_NOTE, interval_note, share_text
 from risf_core.report.table_format import Table, interval_text, readable
 
 NO_GAIN = 0.25  # a control "gains nothing" if it gains less than this share of what the real arm gains
@@ -200,7 +198,7 @@ def expectations_table(records: Sequence[Mapping]) -> Table:
     display["n"] = [str(n) for n in cells["n"]]
     display["does it?"] = cells["answer"]
     caption = (
-        "Controls of region distillation and image-level supervision on a world of pictograms. The margin is what the "
+        "Controls of region distillation and image-level supervision. The margin is what the "
         "control has more (of a gain that must not be: less) than what it is compared with, paired per seed. The rule, "
         "fixed in code: yes if the margin's 95 % interval lies wholly above 0, no if wholly below, else unclear, also "
         "where one seed gives no interval; where nothing is expected: higher, lower or unclear. A control gains "

@@ -92,7 +92,7 @@ def arms_figure(records: Sequence[Mapping]) -> Drawing:
     axes[0, 0].set_ylim(min(heights.values()) - 0.8, 0.8)
     legend_below(figure, axes[0, 0], columns=3)
     caption = (
-        "AP50 of novel classes among all classes (generalised) of every arm, a world of pictograms. Dashed: the base "
+        "AP50 of novel classes among all classes (generalised) of every arm. Dashed: the base "
         "trained for as many steps as one stage of distillation; dotted: as two stages (weight transfer and its "
         "controls). Ticks: single seeds. Oracle arms use annotated boxes and are no results of the method. "
         f"{BARS} {seed_counts(cells)}"

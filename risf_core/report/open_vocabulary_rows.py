@@ -17,7 +17,7 @@ from risf_core.report.statistics import (
     student_interval,
     variants,
 )
-from risf_core.report.table_format import NOT_PLANNED, difference_text, interval_text, number
+from risf_core.report.table_format import NOT_PLANNED
 
 NOTEBOOK = "50_open_vocabulary"
 # Parameters that may differ between runs of one table: what a seed has of its own, and which arms a run holds.
@@ -25,7 +25,7 @@ OWN_TO_A_RUN = ("seed", "base", "external", "kept", "swapped")
 PLACE = ("split", "variant")
 BASE, CONTINUED, TWICE = "base", "base_continued", "base_twice"
 RKD, ILS, NAIVE, TRANSFER = "rkd_rpn", "ils_max_score", "naive", "weight_transfer"
-METRICS = tuple(f"{group}AP{iou}" for group in ("n", "b", "") for iou in ("", "50", "75"))
+METRICS = (*(f"{group}AP{iou}" for group in ("n", "b", "") for iou in ("", "50", "75")), "APr", "APc", "APf")
 MAIN_METRICS = ("nAP50", "bAP50", "AP50")
 FIDELITY = (
     "zero_shot_novel", "zero_shot_own_novel", "zero_shot_base", "head_novel", "cosine_novel", "cosine_base",
@@ -36,11 +36,6 @@ COSTS = ("iterations", "total_iterations", "box_images", "cpu_seconds")
 SHARES = frozenset(
     name for name in FIDELITY if not name.startswith(("zero_shot", "head"))
 )  # 0 to 1, not percent
-INTERVAL_NOTE = (
-    "± is the half-width of the 95 % Student-t interval over n seeds, each with its own base detector."
-)
-ONE_SEED_NOTE = " n = 1 seed, which gives no interval: run the profile mini-full for them."
-GROUP_NOTE = "n: novel, b: base classes, no prefix: all, each class among all names (generalised)."
 
 
 class Arm(NamedTuple):
@@ -228,45 +223,3 @@ def _differences(side: pd.DataFrame, other: pd.DataFrame, name: str, metrics: Se
     )
     values = (spread_of(pairs[metric] - pairs[f"{metric}_other"]) for metric in metrics)
     return (name if len(pairs) else "", is_matched, *(value for four in values for value in four))
-
-
-def level_texts(cells: pd.DataFrame, metric: str) -> list[str]:
-    """``51.2 ± 1.3`` for each row: percent with one decimal, shares (cosine, CKA, ...) with two."""
-    pairs = zip(cells[metric], cells[f"{metric}_half_width"], strict=True)
-    return [share_text(*pair) if metric in SHARES else interval_text(*pair) for pair in pairs]
-
-
-def share_text(mean: float, half_width: float, *, sign: bool = False) -> str:
-    """A number of 0 to 1 (a cosine: of −1 to 1) with two decimals and its interval."""
-    if math.isnan(mean):
-        return NOT_PLANNED
-    text = number(float(mean), decimals=2, sign=sign)
-    return f"{text}, no interval" if math.isnan(half_width) else f"{text} ± {half_width:.2f}"
-
-
-def gain_texts(cells: pd.DataFrame, metric: str = "nAP50") -> list[str]:
-    """The paired difference of each row, or that it has none to be set against."""
-    names = [
-        "against",
-        *(f"{metric}_{end}" for end in ("difference", "difference_half_width", "up", "difference_n")),
-    ]
-    return [
-        difference_text(mean, half, int(up), int(n), "complete", 0) if against else NOT_PLANNED
-        for against, mean, half, up, n in cells[names].itertuples(index=False, name=None)
-    ]
-
-
-def against_texts(cells: pd.DataFrame) -> list[str]:
-    """What each row is set against; another number of steps is said."""
-    pairs = zip(cells["against"], cells["is_matched"], strict=True)
-    return [
-        (arm_of(name).text if is_matched else f"{arm_of(name).text} (other number of steps!)")
-        if name
-        else NOT_PLANNED
-        for name, is_matched in pairs
-    ]
-
-
-def interval_note(cells: pd.DataFrame) -> str:
-    """What ± is, for the end of a caption; with one seed, that there is none."""
-    return INTERVAL_NOTE + (ONE_SEED_NOTE if len(cells) and cells["n"].max() == 1 else "")
