@@ -14,6 +14,7 @@ from risf_core.report.base_class_figures import base_class_figures
 from risf_core.report.base_models import of_one_base
 from risf_core.report.control_figures import class_gain_figure, controls_figure, size_figure
 from risf_core.report.crossed_figures import crossed_figures
+from risf_core.report.distilled_figures import distilled_figures
 from risf_core.report.figure_style import (
     SEEDS_NOTE,
     Drawing,
@@ -241,6 +242,7 @@ def all_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:
         "missing_rate": missing_rate_figure(records),
         **missing_figures(records),
         **open_vocabulary_figures(records),
+        **distilled_figures(records),
     }
     note = repeats_note(records)
     return {name: replace(drawing, caption=f"{drawing.caption}{note}") for name, drawing in figures.items()}

@@ -16,6 +16,7 @@ from risf_core.report.base_class_tables import rescored_table as rescored_table_
 from risf_core.report.base_models import has_several_bases, of_one_base
 from risf_core.report.control_tables import class_gain_table, class_rule_table, controls_table, size_table
 from risf_core.report.crossed_tables import claims_effects_table, crossed_tables
+from risf_core.report.distilled_tables import distilled_tables
 from risf_core.report.evaluation_tables import evaluation_classes_table, evaluation_table
 from risf_core.report.image_tables import image_intervals_table
 from risf_core.report.label_space_tables import selection_table, single_changes_table
@@ -402,6 +403,7 @@ def all_tables(records: Sequence[Mapping], *, plan: Plan | None = None) -> list[
     tables += [fraction_table(records), map_table(records), components_table(records), images_table(records)]
     tables += base_class_tables(records)
     tables += open_vocabulary_tables(records)
+    tables += distilled_tables(records)
     tables += [base_training_table(records), tiny_clip_table(records), *latency_tables(records)]
     tables += [costs]
     if note := repeats_note(records):

@@ -44,6 +44,7 @@ NOTEBOOKS = {
     "missing_components": "33_missing_annotations",
     "missing_clean": "33_missing_annotations",
     "open_vocabulary_": "50_open_vocabulary",
+    "distilled_": "51_distilled_rescoring",
 }
 WIDE_SPACE = "novel+base+background"
 TABLE_ENDINGS, FIGURE_ENDINGS = ("csv", "md", "tex"), ("png", "pdf", "txt")

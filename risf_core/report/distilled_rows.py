@@ -1,0 +1,214 @@
+"""From records of 51_distilled_rescoring to the cells of its tables and figures. Imports no torch."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from risf_core.distilled_rescoring.retention import retention
+from risf_core.report.statistics import drop_repeats, notebook_of, rows_of, sort_cells, student_interval
+
+NOTEBOOK = "51_distilled_rescoring"
+METRICS = ("nAP50", "nAP", "nAP75")
+PLACE = ["split", "arm", "loss", "label_space"]
+CELL_KEYS = [*PLACE, "shots", "seed", "way", "values"]
+MAIN = "distilled"  # the main head's way, whatever its name
+HEAD_TEXTS = {
+    "ridge": "linear, ridge regression",
+    "linear": "linear, cosine",
+    "mlp": "one hidden layer, cosine",
+    "mlp_l1": "one hidden layer, L1",
+    "mlp_relation": "one hidden layer, cosine + relations",
+    "mlp_kl_strict": "one hidden layer, cosine + KL over base names",
+    "mlp_kl_generic": "one hidden layer, cosine + KL over base and generic names",
+    "mlp_kl_all": "one hidden layer, cosine + KL over all names",
+    "no_novel": "images without novel objects alone",
+    "as_many": "as many images, at random",
+    "shuffled": "shuffled teacher (control)",
+}
+WAY_TEXTS = {
+    "none": "none",
+    "cm_clip": "CM-CLIP",
+    "dense": "CM-CLIP, dense",
+    MAIN: "distilled",
+    "pooled": "distilled, final box pooled again",
+    "continued": "distilled, continued on the K-shot images",
+    "permuted": "permuted probabilities (control)",
+}
+VALUE_TEXTS = {
+    "published": "as published",
+    "chosen": "chosen",
+    "matched": "CM-CLIP's values as published, own order",
+    "matched_chosen": "CM-CLIP's chosen values, own order",
+}
+
+
+def main_heads(records: Sequence[Mapping]) -> dict[str, str]:
+    """The way of each run's main head, by run id."""
+    return {
+        record["run_id"]: row["way"]
+        for record in records
+        if notebook_of(record) == NOTEBOOK
+        for row in record.get("rows") or []
+        if row["part"] == "choice" and row["is_main"]
+    }
+
+
+def part_rows(records: Sequence[Mapping], part: str) -> pd.DataFrame:
+    """Rows of one part, each with the split of its run; an empty frame without any."""
+    own = [
+        {**record, "rows": [row for row in record.get("rows") or [] if row["part"] == part]}
+        for record in records
+        if notebook_of(record) == NOTEBOOK
+    ]
+    frame = rows_of(own, NOTEBOOK)
+    if frame.empty:
+        return frame
+    splits = {
+        record["run_id"]: row["split"]
+        for record in records
+        if notebook_of(record) == NOTEBOOK
+        for row in record["rows"]
+        if row["part"] == "cell"
+    }
+    return frame.assign(split=[splits.get(run) for run in frame["run_id"]])
+
+
+def cell_rows(records: Sequence[Mapping]) -> pd.DataFrame:
+    """Rows of part "cell" in a fixed order; the main head's way is `MAIN`, its row under its own name stays too."""
+    frame = part_rows(records, "cell")
+    if frame.empty:
+        return pd.DataFrame(columns=[*CELL_KEYS, *METRICS])
+    main = main_heads(records)
+    own = frame[[way == main.get(run) for way, run in zip(frame["way"], frame["run_id"])]]
+    frame = pd.concat([frame, own.assign(way=MAIN)], ignore_index=True)
+    return sort_cells(drop_repeats(frame, [*CELL_KEYS, "run_id"], METRICS), CELL_KEYS)
+
+
+def values_by_seed(frame: pd.DataFrame, way: str, values: str, metric: str) -> pd.Series:
+    """The metric of one way, by draw and base model (run), sorted."""
+    own = frame[(frame["way"] == way) & (frame["values"] == values)]
+    return own.set_index(["run_id", "seed"])[metric].sort_index()
+
+
+def retention_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFrame:
+    """Each (split, arm, loss, label space, K): the four means, and the share of CM-CLIP's gain that is kept.
+
+    ``kept`` is against CM-CLIP as published, ``kept_chosen`` against CM-CLIP whose temperature and c are chosen as the
+    head's are; each with the ends of Fieller's interval.
+    """
+    frame, rows = cell_rows(records), []
+    for key, group in frame.groupby([*PLACE, "shots"], sort=False):
+        none = values_by_seed(group, "none", "published", metric)
+        distilled = values_by_seed(group, MAIN, "chosen", metric)
+        if distilled.empty:
+            continue
+        row = dict(zip([*PLACE, "shots"], key, strict=True))
+        row |= _mean("none", none) | _mean("distilled", distilled) | {"n": len(distilled)}
+        for name, values in (("cm_clip", "published"), ("cm_clip_chosen", "chosen")):
+            theirs = values_by_seed(group, "cm_clip", values, metric)
+            row |= _mean(name, theirs)
+            kept = "kept" if values == "published" else "kept_chosen"
+            both = pd.concat([distilled - none, theirs - none], axis=1, join="inner").dropna()
+            found = retention(both.iloc[:, 0], both.iloc[:, 1])
+            row |= {kept: found.ratio, f"{kept}_low": found.low, f"{kept}_high": found.high}
+        rows.append(row)
+    columns = [*PLACE, "shots", "n", "kept"]
+    return sort_cells(pd.DataFrame(rows), [*PLACE, "shots"]) if rows else pd.DataFrame(columns=columns)
+
+
+def _mean(name: str, values: pd.Series) -> dict:
+    interval = student_interval(values)
+    return {name: interval.mean, f"{name}_half_width": interval.half_width}
+
+
+def way_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFrame:
+    """Each (split, arm, loss, label space, K, way, values) with its mean and its paired gain over none.
+
+    ``kept_chosen`` is the share of the gain of CM-CLIP with its chosen temperature and c, on the same draws.
+    """
+    frame, rows = cell_rows(records), []
+    for key, group in frame.groupby([*PLACE, "shots"], sort=False):
+        none = values_by_seed(group, "none", "published", metric)
+        best = values_by_seed(group, "cm_clip", "chosen", metric) - none
+        for (way, values), own in group.groupby(["way", "values"], sort=False):
+            mine = values_by_seed(own, way, values, metric)
+            gains = (mine - none).dropna()
+            interval, mean = student_interval(gains), student_interval(mine)
+            both = pd.concat([gains, best], axis=1, join="inner").dropna()
+            kept = retention(both.iloc[:, 0], both.iloc[:, 1])
+            rows.append(
+                dict(zip([*PLACE, "shots"], key, strict=True))
+                | {
+                    "way": way,
+                    "values": values,
+                    "n": mean.n,
+                    "mean": mean.mean,
+                    "half_width": mean.half_width,
+                }
+                | {
+                    "gain": interval.mean,
+                    "gain_half_width": interval.half_width,
+                    "up": int((gains > 0).sum()),
+                }
+                | {"kept_chosen": kept.ratio, "kept_chosen_low": kept.low, "kept_chosen_high": kept.high}
+            )
+    columns = [*PLACE, "shots", "way", "values", "n"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    order = list(WAY_TEXTS)
+    cells = pd.DataFrame(rows)
+    place = [order.index(way) if way in order else len(order) for way in cells["way"]]
+    cells = cells.assign(place=place)
+    return sort_cells(cells, [*PLACE, "shots", "place", "way", "values"]).drop(columns="place")
+
+
+def way_text(way: str) -> str:
+    """A way as a reader finds it in a table."""
+    kind, _, value = way.partition(":")
+    if kind == "head":
+        return HEAD_TEXTS.get(value, value)
+    if kind in ("targets", "targets_clip"):
+        who = "distilled" if kind == "targets" else "CM-CLIP"
+        return f"{who}, few-shot visual targets (text {float(value):.0%})"
+    return WAY_TEXTS.get(way, way)
+
+
+def kept_text(ratio: float, low: float, high: float) -> str:
+    """``0.82 [0.61, 1.10]``; an interval without ends says so."""
+    if math.isnan(ratio):
+        return "n/a"
+    text = f"{ratio:.2f}".replace("-", "−")
+    if math.isnan(low):
+        return f"{text}, no interval"
+    if math.isinf(low):
+        return f"{text} [unbounded]"
+    return f"{text} [{low:.2f}, {high:.2f}]".replace("-", "−")
+
+
+def cost_cells(records: Sequence[Mapping]) -> pd.DataFrame:
+    """Each (run, way): milliseconds an image, share of the detector's own, memory; from the records' environment."""
+    rows = []
+    for record in sorted(records, key=lambda record: record["run_id"]):
+        if notebook_of(record) != NOTEBOOK:
+            continue
+        costs = {row["way"]: row for row in (record.get("environment") or {}).get("costs") or []}
+        for row in record.get("rows") or []:
+            if row["part"] == "cost" and row["way"] in costs:
+                cost = costs[row["way"]]
+                names = ("split", "shots", "way", "num_images", "boxes", "weights_mib")
+                own = {name: row[name] for name in names}
+                own |= {name: cost[name] for name in ("ms", "share_of_detector", "peak_mib")}
+                rows.append(own | {"run_id": record["run_id"]})
+    columns = [
+        "split",
+        "shots",
+        "way",
+        "num_images",
+        "boxes",
+        "weights_mib",
+        "ms",
+        "share_of_detector",
+        "peak_mib",
+    ]
+    return pd.DataFrame(rows, columns=[*columns, "run_id"])
