@@ -290,7 +290,7 @@ def test_readme_names_what_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^ {4,})make ([a-z-]+)", text, re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target
-    for path in set(re.findall(r"(?:risf_core|params|notebooks|tools)/[\w./]*\w", text)):
+    for path in set(re.findall(r"(?:risf_core|params|notebooks|tools)/[\w./-]*\w", text)):
         assert (ROOT / path).exists(), path
     for module in set(re.findall(r"-m (risf_core[\w.]*)", text)):
         assert importlib.util.find_spec(module), module
