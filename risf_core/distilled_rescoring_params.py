@@ -115,7 +115,7 @@ class DistilledRescoringParams(NotebookParams):
         description="the paper's values, and how crops are made",
     )
     selection: RunRef | None = Field(
-        None, description="run of this notebook on select_split; null: this one, or settings"
+        None, description="run of 51_distilled_rescoring on select_split; null: this one, or settings"
     )
     select_split: SplitNumber = Field(2, description="head, temperature and c are chosen on it")
     settings: dict[str, Setting] = Field(
