@@ -157,6 +157,14 @@ def _scatter(ax: Axes, cells: pd.DataFrame, metric: str) -> None:
         at = {"xytext": offset, "textcoords": "offset points", "fontsize": 7}
         ax.annotate(name, (getattr(row, metric), row.nAP50), **at)
     ax.margins(x=0.12, y=0.08)
+    bounds = (
+        (-3.0, 103.0) if metric.startswith("zero_shot") else (-0.2, 1.03)
+    )  # bars may reach beyond what can be
+    for limits, setter, (low, high) in (
+        (ax.get_xlim(), ax.set_xlim, bounds),
+        (ax.get_ylim(), ax.set_ylim, (-3.0, 103.0)),
+    ):
+        setter(max(limits[0], low), min(limits[1], high))
 
 
 def open_vocabulary_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:

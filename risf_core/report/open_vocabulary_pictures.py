@@ -17,6 +17,7 @@ from risf_core.report.pictures import (
     Boxes,
     Picture,
     box_handles,
+    box_iou,
     draw_picture,
     judged_boxes,
     read_rgb,
@@ -27,6 +28,7 @@ from risf_core.studies.changed_images import ImageChange, image_margins, most_ch
 
 GALLERY_ARMS = (CONTINUED, RKD, TRANSFER)
 SCORE_THRESH = 0.05  # of the detections that count, as in the tables
+SAME_PLACE = 0.5  # IoU above which a detection of any class hides a lower one in the pictures
 RULE = (
     "Chosen by rule, not by hand: an image's margin is the sum of the ranks of its right detections of novel classes "
     "less that of its wrong ones (rank: share of the class's detections in all test images that score lower; right: "
@@ -39,13 +41,15 @@ class NovelGallery:
     """Detections of novel classes by several detectors on one set of test images.
 
     Attributes:
-        data: The test images with the objects of novel classes alone.
-        found: Arm to its detections of novel classes that count; the first is the one that others are set against.
+        data: The test images with the objects of all classes.
+        novel_names: Novel classes.
+        found: Arm to its detections that count; the first is the one that others are set against.
         gains: Images on which the last arm is better than the first, the largest change first.
         losses: Images on which it is worse, the largest change first.
     """
 
     data: DetectionData
+    novel_names: tuple[str, ...]
     found: Mapping[str, Detections]
     gains: Sequence[ImageChange]
     losses: Sequence[ImageChange]
@@ -60,7 +64,7 @@ def novel_gallery(
     num_gains: int = 4,
     num_losses: int = 2,
 ) -> NovelGallery | None:
-    """Choose the images on which the arms differ most, from stored detections.
+    """Choose the images with novel objects on which the arms differ most, from stored detections.
 
     Args:
         folder: Of the detections, ``<arm>.npz`` each.
@@ -82,20 +86,32 @@ def novel_gallery(
     columns = [data.class_names.index(name) for name in novel_names]
     images = tuple(record.keep(np.isin(record.labels, columns)) for record in data.images)
     novel = replace(data, images=images)
-    found = {}
-    for arm, path in paths.items():
-        counting, _ = cut(Detections.load(path), None, score_thresh=SCORE_THRESH)
-        found[arm] = counting.keep(np.isin(counting.labels, columns))
-    names = list(found)
-    before, after = (image_margins(found[name], novel) for name in (names[0], names[-1]))
-    changes = [ImageChange(image_id, 0, after[image_id] - before[image_id]) for image_id in before]
+    found = {
+        arm: cut(Detections.load(path), None, score_thresh=SCORE_THRESH)[0] for arm, path in paths.items()
+    }
+    before, after = (
+        image_margins(one.keep(np.isin(one.labels, columns)), novel)
+        for one in (list(found.values())[0], list(found.values())[-1])
+    )
+    shows_novel = {record.image_id for record in images if len(record.labels)}
+    changes = [ImageChange(one, 0, after[one] - before[one]) for one in before if one in shows_novel]
     gains, losses = most_changed(changes, count=max(num_gains, num_losses))
-    return NovelGallery(novel, found, gains[:num_gains], losses[:num_losses])
+    return NovelGallery(data, tuple(novel_names), found, gains[:num_gains], losses[:num_losses])
+
+
+def best_of_each_place(detections: Detections) -> Detections:
+    """The detections of one image without those that overlap a better one, whatever its class."""
+    kept: list[int] = []
+    overlaps = box_iou(detections.boxes, detections.boxes)
+    for place in range(len(detections)):  # best first
+        if not (overlaps[place, kept] > SAME_PLACE).any():
+            kept.append(place)
+    return detections.keep(np.isin(np.arange(len(detections)), kept))
 
 
 @styled
 def novel_gallery_figure(
-    gallery: NovelGallery | None, *, score_thresh: float = 0.3, max_per_image: int = 4
+    gallery: NovelGallery | None, *, score_thresh: float = 0.5, max_per_image: int = 5
 ) -> Drawing:
     """One row for each arm, one column for each image: the largest gains, then the largest losses.
 
@@ -118,7 +134,8 @@ def novel_gallery_figure(
             record, found = records[one.image_id], gallery.found[arm]
             own = found.keep((found.image_ids == one.image_id) & (found.scores > score_thresh))
             truth = Boxes(record.boxes[~record.is_crowd], (), "truth", linewidth=0.8)
-            layers = (truth, *judged_boxes(own.top(max_per_image), record, gallery.data))
+            shown = best_of_each_place(own).top(max_per_image)
+            layers = (truth, *judged_boxes(shown, record, gallery.data))
             draw_picture(ax, Picture(read_rgb(record), layers=layers))
         _name_row(row_axes[0], arm)
     for ax, one in zip(axes[0], chosen, strict=True):
@@ -126,11 +143,12 @@ def novel_gallery_figure(
     figure.legend(handles=box_handles({"truth", "right", "wrong"}), loc="outside lower center", ncols=3)
     spread_names(figure)
     caption = (
-        f"Detections of novel classes, of which no box was seen in training, by {len(arms)} detectors: the "
-        f"{len(gallery.gains)} images with the largest gains and the {len(gallery.losses)} with the largest losses of "
-        f"the last row over the first, of {len(records)} test images: the extremes, not the average. {RULE}. Drawn are "
-        f"scores above {score_thresh:g}, at most {max_per_image} an image; thin black: the objects of novel classes. "
-        "Objects and detections of base classes are left out."
+        f"Detections by {len(arms)} detectors that name {', '.join(gallery.novel_names)} without having seen a box of "
+        f"them: the {len(gallery.gains)} images with the largest gains and the {len(gallery.losses)} with the largest "
+        "losses of the last row over the first, of the test images that show one of them: the extremes, not the "
+        f"average. {RULE}. Drawn is the best name of each place (a detection that overlaps a better one of any class "
+        f"by more than {SAME_PLACE:g} is not drawn) above a score of {score_thresh:g}, at most {max_per_image} an "
+        "image; thin black: the objects. Above each column its novel classes."
     )
     return Drawing(figure, caption)
 
@@ -139,8 +157,9 @@ def _title(gallery: NovelGallery, one: ImageChange) -> str:
     """Image, change, and what is there."""
     record = next(record for record in gallery.data.images if record.image_id == one.image_id)
     names = dict.fromkeys(gallery.data.class_names[label] for label in record.labels[~record.is_crowd])
+    names = [name for name in names if name in gallery.novel_names]
     change = number(float(one.change), decimals=2, sign=True)
-    return f"image {one.image_id}: {change}\n{', '.join(names) or 'no novel object'}"
+    return f"image {one.image_id}: {change}\n{', '.join(names)}"
 
 
 def _name_row(ax, arm: str) -> None:

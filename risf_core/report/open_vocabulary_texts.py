@@ -69,7 +69,10 @@ def shown(cells: pd.DataFrame, *, metrics: Sequence[str] = MAIN_METRICS, name: s
 def level_texts(cells: pd.DataFrame, metric: str) -> list[str]:
     """``51.2 ± 1.3`` for each row: percent with one decimal, shares (cosine, CKA, ...) with two."""
     pairs = zip(cells[metric], cells[f"{metric}_half_width"], strict=True)
-    return [share_text(*pair) if metric in SHARES else interval_text(*pair) for pair in pairs]
+    texts = [share_text(*pair) if metric in SHARES else interval_text(*pair) for pair in pairs]
+    return [
+        NOT_PLANNED if math.isnan(mean) else text for mean, text in zip(cells[metric], texts, strict=True)
+    ]
 
 
 def share_text(mean: float, half_width: float, *, sign: bool = False) -> str:
