@@ -21,9 +21,12 @@ import pytest
 import torch
 
 from risf_core.ablations import ablate_c
-from risf_core.cm_clip import apply_cm_clip
+from risf_core.clip_models import load_clip
+from risf_core.cm_clip import CMCLIP, apply_cm_clip
 from risf_core.data.pictograms import CLASSES, SPLITS
 from risf_core.detections import Detections, Similarities
+from risf_core.distilled_rescoring.head import DistilledHead
+from risf_core.head_training import RegionFeatures
 from risf_core.notebook_models import MODELS
 from risf_core.open_vocabulary.regions import RegionSet
 from risf_core.records import read_records, start_run
@@ -145,6 +148,7 @@ PICTURES = {
     "39_training_regimes": 1,
     "42_missing_rate": 2,  # estimated over planted rates, suspected places
     "50_open_vocabulary": 4,  # scenes, arms, fidelity, gallery
+    "51_distilled_rescoring": 2,  # kept of the gain, ways
 }
 
 
@@ -836,6 +840,38 @@ def test_50_open_vocabulary_records_every_arm_on_the_same_test_images(smoke):
     assert {f"{name}.pth" for name in ("rkd_rpn", "base_continued")} <= {
         p.name for p in (folder / "weights").iterdir()
     }
+
+
+def test_51_distilled_rescoring_follows_from_the_stored_head(smoke):
+    """CLIP's numbers are those of the cell's own run; the head's follow from weights and proposals' features."""
+    record = smoke.record("51_distilled_rescoring")
+    rows, folder = record["rows"], smoke.artifacts(record)
+    (chosen,) = [row for row in rows if row["part"] == "choice" and row["is_main"]]
+    head = DistilledHead.load(folder / "heads" / f"{chosen['way'].removeprefix('head:')}.pth")
+    (base,), found, beside = smoke.records("10_base_training"), *_cell(smoke, seed=0)
+    regions = RegionFeatures.load(next(smoke.artifacts(base).glob("regions-*/test.npz")))
+    starts = dict(zip(regions.image_ids.tolist(), np.cumsum(regions.counts) - regions.counts))
+    places = [starts[image] + proposal for image, proposal in zip(found.image_ids.tolist(), found.proposals)]
+    model = load_clip("risf-tiny-resnet", smoke.artifacts(smoke.record("12_tiny_clip")) / "clip.pt")
+    clip = CMCLIP(model.model, model.tokenizer, NOVEL, label_space=beside.label_names)
+    cosines = head.embed(regions.features[places]) @ clip.text_embeds_norm.numpy().T
+    similarities = Similarities(cosines, np.ones(len(found), dtype=bool), beside.label_names)
+    probs = label_probs(found, similarities, NOVEL, temperature=chosen["temperature"])
+    first = [row for row in rows if row["part"] == "cell" and (row["shots"], row["seed"]) == (2, 0)]
+    cells = {(row["way"], row["values"]): row["nAP50"] for row in first}
+    expected = {
+        (chosen["way"], "chosen"): ap50(smoke, blended(found, probs, c=chosen["c"]), NOVEL),
+        ("none", "published"): _nap50(smoke, "none", seed=0),
+        ("cm_clip", "published"): _nap50(smoke, "cm_clip", seed=0),
+    }
+    assert {key: cells[key] for key in expected} == pytest.approx(expected, abs=1e-3)
+    others = {"dense", "pooled", "continued", "targets:0.5", "targets_clip:0.5", "permuted", "head:shuffled"}
+    assert others <= {way for way, _ in cells}
+    times = {row["way"]: row for row in record["environment"]["costs"]}
+    assert (
+        0 < times["distilled"]["ms"] < times["detector"]["ms"] and times["detector"]["share_of_detector"] == 1
+    )
+    assert {row["images"] for row in rows if row["part"] == "head"} == {24}
 
 
 # --- stored files ---------------------------------------------------------------------------------------------------
