@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from risf_core.report.distilled_rows import NOTEBOOK, PLACE, retention_cells, way_cells, way_text
+from risf_core.report.distilled_rows import NOTEBOOK, PLACE, SPACE_TEXTS, retention_cells, way_cells, way_text
 from risf_core.report.distilled_tables import CHOICE_NOTE, HEAD_NOTE, NOT_THE_PAPER, costs_table
 from risf_core.report.figure_style import (
     COLORS,
@@ -28,7 +28,6 @@ CURVES = {
     "cm_clip_chosen": "CM-CLIP, chosen T and c",
     "distilled": "distilled",
 }
-SPACE_TEXTS = {"novel+background": "novel names", "novel+base+background": "novel and base names"}
 
 
 def distilled_figures(records: Sequence[Mapping]) -> dict[str, Drawing]:

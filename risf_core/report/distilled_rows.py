@@ -35,6 +35,7 @@ WAY_TEXTS = {
     "continued": "distilled, continued on the K-shot images",
     "permuted": "permuted probabilities (control)",
 }
+SPACE_TEXTS = {"novel+background": "novel names", "novel+base+background": "novel and base names"}
 VALUE_TEXTS = {
     "published": "as published",
     "chosen": "chosen",

@@ -6,6 +6,7 @@ import pandas as pd
 
 from risf_core.report.base_class_tables import RESCORED_TEXTS, SPACE_TEXTS, paper_c, rescored_cells
 from risf_core.report.control_tables import CONTROL_TEXTS, control_cells, rule_cells
+from risf_core.report.distilled_numbers import distilled_numbers
 from risf_core.report.label_space_tables import grid_sizes, selection_cells
 from risf_core.report.latency_tables import accuracy_cells, way_name
 from risf_core.report.missing_rate_tables import ALL, SCORES, missing_rate_cells
@@ -33,6 +34,7 @@ def study_numbers(records: Sequence[Mapping]) -> list[tuple]:
         *_other_detectors(records),
         *_latency(records),
         *open_vocabulary_numbers(records),
+        *distilled_numbers(records),
     ]
 
 
