@@ -215,3 +215,26 @@ def test_power_of_the_crossed_interval_itself():
 def test_unknown_errors_have_no_detectable_effect():
     assert math.isnan(minimum_detectable_effect(math.nan, 3.0))
     assert is_underpowered(1.01) and not is_underpowered(1.0)
+
+
+def test_a_k_of_fewer_base_models_takes_no_cell_out_of_the_mean_over_k():
+    from risf_core.report.crossed_rows import with_mean_over_shots
+
+    rows = [
+        {
+            "split": 1,
+            "base": base,
+            "seed": 0,
+            "arm": "kshot",
+            "shots": shots,
+            "clip": "",
+            "value": float(shots),
+        }
+        for shots, bases in ((1, "ab"), (10, "ab"), (5, "a"))
+        for base in bases
+    ]
+    values = pd.DataFrame(rows).assign(run_ids=[frozenset({str(n)}) for n in range(len(rows))])
+    found = with_mean_over_shots(values)
+    means = found[found["shots"] == "all"]
+    assert list(means["base"]) == ["a", "b"] and list(means["value"]) == [5.5, 5.5]
+    assert set(found.loc[found["shots"] != "all", "shots"]) == {1, 5, 10}  # the rows of each K stay

@@ -173,10 +173,16 @@ def _equal_clips(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_mean_over_shots(values: pd.DataFrame) -> pd.DataFrame:
-    """The values and, as ``shots`` "all", their mean over K in each cell that has every K of its arm."""
+    """The values and, as ``shots`` "all", their mean over K in each cell that has every K of its arm.
+
+    The K of an arm are those with the most base models: what other studies made at further K of one base model of a
+    split takes no others out of the mean.
+    """
     keys = [name for name in (*FACTORS, "clip") if name != "shots"]
     parts = [values.astype({"shots": object})]
     for _, own in values.groupby("arm", sort=False):
+        models = own.drop_duplicates(["shots", "split", "base"])["shots"].value_counts()
+        own = own[own["shots"].isin(models.index[models == models.max()])]
         if own["shots"].nunique() > 1:
             by_cell = own.groupby(keys, sort=False)
             whole = (
