@@ -100,7 +100,7 @@ def test_the_main_head_stands_under_its_own_name_and_as_distilled():
     assert own.loc["permuted", ["gain", "up"]].tolist() == [-12, 0]
     assert own.loc["head:linear", "gain_half_width"] == pytest.approx(0)
     assert own.loc["cm_clip", "kept_chosen"] == pytest.approx(1)
-    assert list(own.index)[:2] == ["cm_clip", "distilled"]
+    assert [*own.index[:2], own.index[-1]] == ["cm_clip", "distilled", "permuted"]
     assert "+11.0 ± 2.5 (3/3 up)" in ways_table([made_record()]).display["gain over none"].tolist()
 
 

@@ -60,7 +60,7 @@ def retention_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Dr
     shots = ordered("shots", cells["shots"])
     for ax, (key, own) in zip(axes.flat, places):
         for number, (name, text) in enumerate(CURVES.items()):
-            spots = [shots.index(value) + 0.06 * (number - 1.5) for value in own["shots"]]
+            spots = [shots.index(value) + 0.04 * (number - 1.5) for value in own["shots"]]
             look = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
             bars = own[f"{name}_half_width"].fillna(0.0)
             ax.errorbar(spots, own[name], yerr=bars, label=text, capsize=2, **look)
@@ -147,7 +147,7 @@ def costs_figure(records: Sequence[Mapping]) -> Drawing:
         )
     ax.set_xscale("log")
     ax.set_yticks(range(len(ways)), [names[way] for way in ways], fontsize=8)
-    ax.invert_yaxis()
+    ax.set_ylim(len(ways) - 0.5, -0.5)
     ax.set(xlabel="ms an image (one thread, logarithmic)")
     if len(runs) > 1:
         legend_below(figure, ax)

@@ -14,14 +14,14 @@ PLACE = ["split", "arm", "loss", "label_space"]
 CELL_KEYS = [*PLACE, "shots", "seed", "way", "values"]
 MAIN = "distilled"  # the main head's way, whatever its name
 HEAD_TEXTS = {
-    "ridge": "linear, ridge regression",
-    "linear": "linear, cosine",
-    "mlp": "one hidden layer, cosine",
-    "mlp_l1": "one hidden layer, L1",
-    "mlp_relation": "one hidden layer, cosine + relations",
-    "mlp_kl_strict": "one hidden layer, cosine + KL over base names",
-    "mlp_kl_generic": "one hidden layer, cosine + KL over base and generic names",
-    "mlp_kl_all": "one hidden layer, cosine + KL over all names",
+    "ridge": "linear head, ridge regression",
+    "linear": "linear head, cosine loss",
+    "mlp": "MLP head, cosine loss",
+    "mlp_l1": "MLP head, L1 loss",
+    "mlp_relation": "MLP head, cosine + relations",
+    "mlp_kl_strict": "MLP head, cosine + KL, base names",
+    "mlp_kl_generic": "MLP head, cosine + KL, generic names",
+    "mlp_kl_all": "MLP head, cosine + KL, all names",
     "no_novel": "images without novel objects alone",
     "as_many": "as many images, at random",
     "shuffled": "shuffled teacher (control)",
@@ -30,11 +30,13 @@ WAY_TEXTS = {
     "none": "none",
     "cm_clip": "CM-CLIP",
     "dense": "CM-CLIP, dense",
+    "targets_clip": "CM-CLIP, few-shot visual targets",
     MAIN: "distilled",
     "pooled": "distilled, final box pooled again",
-    "continued": "distilled, continued on the K-shot images",
-    "permuted": "permuted probabilities (control)",
+    "continued": "distilled, continued on K-shot images",
+    "targets": "distilled, few-shot visual targets",
 }
+LAST_WAYS = ("head:shuffled", "permuted")  # controls
 SPACE_TEXTS = {"novel+background": "novel names", "novel+base+background": "novel and base names"}
 VALUE_TEXTS = {
     "published": "as published",
@@ -157,11 +159,18 @@ def way_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFr
     columns = [*PLACE, "shots", "way", "values", "n"]
     if not rows:
         return pd.DataFrame(columns=columns)
-    order = list(WAY_TEXTS)
     cells = pd.DataFrame(rows)
-    place = [order.index(way) if way in order else len(order) for way in cells["way"]]
-    cells = cells.assign(place=place)
+    cells = cells.assign(place=[_place(way) for way in cells["way"]])
     return sort_cells(cells, [*PLACE, "shots", "place", "way", "values"]).drop(columns="place")
+
+
+def _place(way: str) -> int:
+    """Where a way stands: CM-CLIP, the distilled head and its variants, the other heads, the controls."""
+    order = [*WAY_TEXTS, *(f"head:{head}" for head in HEAD_TEXTS)]
+    kind = way if way in order else way.partition(":")[0]
+    if way in LAST_WAYS:
+        return len(order) + 1 + LAST_WAYS.index(way)
+    return order.index(kind) if kind in order else len(order)
 
 
 def way_text(way: str) -> str:
@@ -170,9 +179,8 @@ def way_text(way: str) -> str:
     if kind == "head":
         return HEAD_TEXTS.get(value, value)
     if kind in ("targets", "targets_clip"):
-        who = "distilled" if kind == "targets" else "CM-CLIP"
-        return f"{who}, few-shot visual targets (text {float(value):.0%})"
-    return WAY_TEXTS.get(way, way)
+        return f"{WAY_TEXTS[kind]} (text {float(value):.0%})"
+    return "permuted probabilities (control)" if way == "permuted" else WAY_TEXTS.get(way, way)
 
 
 def kept_text(ratio: float, low: float, high: float) -> str:
