@@ -87,7 +87,8 @@ def arms_figure(records: Sequence[Mapping]) -> Drawing:
             if len(level):
                 ax.axvline(level.iloc[0], color="black", linestyle=style, linewidth=0.9, zorder=0)
         ax.set(title=_title(cells, key), xlabel="nAP50 (%)")
-        ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
+        left, right = ax.get_xlim()
+        ax.set_xlim(max(min(0.0, left), -10.0), min(right, 103.0))  # bars may reach beyond what can be
     axes[0, 0].set_yticks(list(heights.values()), [arm_of(arm).text for arm in heights], fontsize=7.5)
     axes[0, 0].set_ylim(min(heights.values()) - 0.8, 0.8)
     legend_below(figure, axes[0, 0], columns=3)

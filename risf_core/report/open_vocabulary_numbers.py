@@ -29,6 +29,7 @@ GAINS = (
     (TRANSFER, TWICE, "nAP50"),
     (TRANSFER, "naive_from_rkd", "nAP50"),
     (TRANSFER, "wt_free", "nAP50"),
+    (TRANSFER, "wt_two_heads", "nAP50"),
     (TRANSFER, "wt_random_source", "nAP50"),
     (RKD, f"{RKD}_l1", "nAP50"),
     (RKD, CONTINUED, "bAP50"),

@@ -21,7 +21,7 @@ ORACLE_NOTE = (
 )
 LEVELS = f"AP50 of the test images in percent; {GROUP_NOTE}"
 WORLDS = {
-    None: "A world of pictograms, RKD's losses and classifier as published.",
+    None: "A world of pictograms, RKD's losses and classifier as published, their weights chosen on split 2.",
     "coco_ovd": "COCO, 48 base and 17 novel classes.",
     "lvis_ovd": "LVIS, 866 base and 337 novel (rare) classes, box AP by LVIS's rules, R50-C4.",
 }
