@@ -37,6 +37,8 @@ TELLING = {
     "35_other_detectors": r"(?:RetinaNet|FCOS), paper",
     "34_latency": r"\(both read files\)",
     "50_open_vocabulary": r": gain over base, .*nAP50$|gain over RKD \+ ILS|relations alone.*(?:chance|CKA)|shuffled",
+    "51_distilled_rescoring": r"^share of CM-CLIP's gain .*split 1, K=5, novel names$|detector's time.*split 1$"
+    r"|of (?:no novel|as many|shuffled teacher), .*split 1",
 }
 FEW = 2
 FIRST_CLAIMS = 5  # named in the first screen
