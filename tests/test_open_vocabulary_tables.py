@@ -1,5 +1,6 @@
 """The tables, figures and headline numbers of 50_open_vocabulary, from made records with hand-worked numbers."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -43,6 +44,7 @@ from risf_core.report.open_vocabulary_tables import (
 )
 from risf_core.report.open_vocabulary_texts import share_text
 from risf_core.report.publish import headline
+from risf_core.report.readme_blocks import NOT_PUBLISHED, second_system
 from risf_core.report.selection import is_asked_for, tables_of
 from risf_core.report.study_numbers import study_numbers
 from risf_core.tables import all_tables
@@ -378,6 +380,28 @@ def test_the_papers_numbers_are_at_hand_in_a_project_without_their_file(tmp_path
     literature.cache_clear()
     assert published("rkd-coco-wt-novel").value == 36.6
     literature.cache_clear()
+
+
+def test_the_readme_takes_the_profile_with_most_seeds_and_the_few_telling_numbers(tmp_path):
+    assert second_system(tmp_path) == NOT_PUBLISHED
+    for profile, seeds in (("ovd", 1), ("mini-full", 3)):
+        folder = tmp_path / "results" / "published" / profile / "records"
+        folder.mkdir(parents=True)
+        for one in open_vocabulary_records(seeds):
+            (folder / f"{one['run_id']}.json").write_text(json.dumps(one))
+        text = second_system(tmp_path)
+        assert f"results/published/{profile}/" in text
+        assert ("no interval" in text) == (seeds == 1)
+    (line,) = [
+        one
+        for one in text.splitlines()
+        if one.startswith("| RKD, RPN boxes, L1 + relations: gain over base,")
+    ]
+    gain = arm_cells(open_vocabulary_records(3), ("rkd_rpn",)).iloc[0]
+    assert (
+        f"+{gain['nAP50_difference']:.1f} ± {gain['nAP50_difference_half_width']:.1f} (3/3 up) | 3 |" in line
+    )
+    assert "shuffled" in text and "relations alone" in text and "bAP50" not in text
 
 
 # ------------------------------------------------------------ gallery

@@ -230,7 +230,18 @@ def test_clean_targets_keep_results(clone):
 def test_every_working_target_sets_itself_up(clone):
     (clone / "requirements.lock").touch()
     (clone / "pyproject.toml").touch()
-    for target in ("reproduce", "smoke", "test", "lint", "lab", "figures", "publish", "doctor", "strip"):
+    for target in (
+        "reproduce",
+        "reproduce-ovd",
+        "smoke",
+        "test",
+        "lint",
+        "lab",
+        "figures",
+        "publish",
+        "doctor",
+        "strip",
+    ):
         assert "tools/set_up.py --torch locked" in make(clone, "-n", target).stdout, target
     (clone / ".venv").mkdir()
     (clone / ".venv" / ".setup-done").write_text("existing\n")
