@@ -40,6 +40,9 @@ BELONGS = {  # option: the providers that it is for
     "owlv2": ("owlv2",),
     "labels": ("owlv2",),
     "regions": ("file",),
+    "outside": ("file",),
+    "missing": ("file",),
+    "seed": ("objectness",),
 }
 
 
@@ -103,8 +106,8 @@ def _add_regions(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="file: any form of risf_core.open_vocabulary.region_files",
     )
-    add("--outside", choices=("error", "drop"), default="error", help="file: boxes outside of their image")
-    add("--missing", choices=("error", "empty"), default="error", help="file: images without an entry")
+    add("--outside", choices=("error", "drop"), help="file: boxes outside of their image (error)")
+    add("--missing", choices=("error", "empty"), help="file: images without an entry (error)")
     add("--top", type=count_of, help="regions of an image (5; of a file all)")
     add(
         "--labels",
@@ -178,6 +181,9 @@ def _check_regions(arguments: argparse.Namespace, parser: argparse.ArgumentParse
     for name, providers in BELONGS.items():
         if getattr(arguments, name) and provider not in providers:
             parser.error(f"--{name.replace('_', '-')} belongs to --provider {' or '.join(providers)}")
+    for name in ("crop", "precision", "memory_budget"):
+        if arguments.clip is None and getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} belongs to --clip")
     if arguments.names is not None and not arguments.labels:
         parser.error("--names belongs to --labels")
     if arguments.labels and arguments.top is not None:

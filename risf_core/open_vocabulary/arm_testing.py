@@ -172,10 +172,20 @@ def read_run(path: Path) -> ArmRun:
         above = {one["notebook"]: (one["params"], folder) for one, folder in found}
     detector, tower, clip_file = params.detector, None, None
     if params.base is not None:
-        detector = _validated(BaseTrainingParams, above[BASE][0], path).detector
+        detector = _validated(BaseTrainingParams, _of(above, BASE, path)[0], path).detector
     if params.clip.run is not None:
-        tower, clip_file = above[CLIP][0]["tower"], above[CLIP][1] / "clip.pt"
+        values, folder = _of(above, CLIP, path)
+        tower, clip_file = values["tower"], folder / "clip.pt"
     return ArmRun(name, params, detector, tower, clip_file)
+
+
+def _of(above: Mapping[str, tuple[dict, Path]], notebook: str, path: Path) -> tuple[dict, Path]:
+    """Parameters and folder of the one run of a notebook."""
+    if notebook not in above:
+        raise DataError(
+            f"--record {path}: names no run of {notebook} that it builds on. Expected the whole record."
+        )
+    return above[notebook]
 
 
 def _check_notebook(path: Path, notebook: str | None) -> None:
@@ -195,7 +205,7 @@ def _validated(model: type[BaseModel], values: dict, path: Path) -> Any:
 def _record_above(path: Path, name: str, state: str) -> tuple[dict[str, Any], Path]:
     """The record of a run that a record builds on, and the folder of its artifacts."""
     beside = [path.absolute().parent / f"{name}.json"]
-    roots = dict.fromkeys((path.absolute().parents[2], project_root() / "results"))
+    roots = dict.fromkeys((*list(path.absolute().parents)[2:3], project_root() / "results"))
     found = [*beside, *(one for root in roots for one in sorted(root.glob(f"*/records/{name}.json")))]
     records = [(record, one) for one in found if (record := load_record(one)) is not None]
     if not records:

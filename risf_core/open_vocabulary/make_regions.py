@@ -209,7 +209,7 @@ def _boxes(
 ) -> RegionSet:
     """The regions of the provider, without embeddings but for those that a file may have."""
     if arguments.provider == "file":
-        options = {"outside": arguments.outside, "missing": arguments.missing}
+        options = {"outside": arguments.outside or "error", "missing": arguments.missing or "error"}
         found = external_regions(arguments.regions, data, sees_novel=arguments.sees_novel, **options)
         return found if arguments.top is None else found.top(arguments.top)
     makers = {"rpn": _rpn, "objectness": _objectness, "owlv2": _owlv2}
