@@ -9,6 +9,7 @@ NOVEL = {
     "rkd_oracle": 30.0, "ils_max_size": 28.0, "ils_max_score": 21.0, "ils_max_objectness": 23.0, "ils_external": 29.0,
     "ils_oracle": 40.0, "naive": 31.0,
     "weight_transfer": 36.0, "naive_from_rkd": 32.0, "wt_free": 35.0, "wt_two_heads": 33.0, "wt_freeze": 26.0,
+    "relation_alone": 3.1, "points_alone": 28.0,
     "wt_random_source": 34.0, "relation_only": 4.0, "relation_l2": 21.0, "relation_l2_mean": 20.0, "rkd_shuffled": 3.2,
     "rkd_random_teacher": 2.5, "rkd_base_boxes": 12.0, "ils_permuted": 4.0, "ils_base_labels": 2.8, "strict": 15.0,
     "cone": 16.0, "cone_base": 2.9, "rkd_published_weights": 6.0,
@@ -24,7 +25,7 @@ def arm_row(arm: str, seed: int = 0, split: int = 1, **changes) -> dict:
     bap50, zero_shot = 80.0 + noise(arm, seed), 5.0 + 2.0 * nap50
     level = {"n": nap50, "b": bap50, "": (15 * bap50 + 5 * nap50) / 20}
     row = {f"{group}AP{iou}": value * share for group, value in level.items() for iou, share in APS.items()}
-    cka = 0.8 if arm in ("relation_only", "rkd_rpn") else 0.3
+    cka = 0.8 if arm in ("relation_only", "rkd_rpn", "relation_alone", "points_alone") else 0.3
     row |= {"recall_novel_at_100": 88.0 + seed, "recall_base_at_100": 95.0, "zero_shot_novel": zero_shot}
     row |= {
         "zero_shot_base": 85.0,
@@ -46,8 +47,10 @@ def arm_row(arm: str, seed: int = 0, split: int = 1, **changes) -> dict:
         "sees_novel": "no",
         "settings": {},
     }
-    if arm == "relation_only":
+    if arm in ("relation_only", "relation_alone"):
         row["zero_shot_novel"] = 5.0 + noise(seed)
+    if arm == "relation_alone":
+        row["zero_shot_base"] = 6.0 + noise(seed)
     return {"part": "arm", "split": split, "seed": seed, "arm": arm} | row | changes
 
 

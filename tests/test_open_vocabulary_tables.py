@@ -327,6 +327,23 @@ def test_permuted_names_must_leave_little():
     assert cells.loc[SWAPPED, "compared_value"] == pytest.approx(NO_GAIN * own)
 
 
+def test_relations_alone_must_be_like_and_know_no_names():
+    cells = expectation_cells(open_vocabulary_records(3))
+    rows = cells[cells["control"] == "relation_alone"].set_index("metric")
+    assert list(rows.index) == ["cka_novel", "zero_shot_novel", "zero_shot_base"]
+    assert set(rows["answer"]) == {YES}
+    aligned = [
+        arm_row("relation_alone", seed, zero_shot_novel=55.0, zero_shot_base=80.0) for seed in range(3)
+    ]
+    others = [
+        {**one, "rows": [row for row in one["rows"] if row.get("arm") != "relation_alone"] + [aligned[seed]]}
+        for seed, one in enumerate(open_vocabulary_records(3))
+    ]
+    again = expectation_cells(others)
+    rows = again[again["control"] == "relation_alone"].set_index("metric")
+    assert list(rows["answer"]) == [YES, NO, NO]
+
+
 def test_every_expectation_names_known_arms_and_its_own_number():
     for one in EXPECTATIONS:
         sources = {source for _, source, _ in one.terms}
@@ -369,7 +386,7 @@ def test_the_headline_holds_the_gains_and_the_controls():
     assert gain[5:] == (cells["nAP50_difference"], cells["nAP50_difference_half_width"]) and gain[2] == 3
     assert any("weight transfer: gain over base, trained on twice" in name for name in by_name)
     assert any("highest class score: gain over base, trained on, nAP50" in name for name in by_name)
-    (margin,) = [row for name, row in by_name.items() if "relations alone, without L1, cka_novel" in name]
+    (margin,) = [row for name, row in by_name.items() if "relations without L1, beside classification, cka_novel" in name]
     assert margin[1].endswith("(yes)") and margin[5] > margin[6] > 0
     assert len({row[0] for row in rows}) == len(rows) == len(headline(open_vocabulary_records(3)))
     assert study_numbers([]) == []

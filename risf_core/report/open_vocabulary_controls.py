@@ -27,6 +27,7 @@ from risf_core.report.open_vocabulary_rows import (
 from risf_core.report.open_vocabulary_texts import GROUP_NOTE, interval_note, share_text
 from risf_core.report.table_format import Table, interval_text, readable
 
+ALONE, POINTS = "relation_alone", "points_alone"  # each loss from a fresh projection that nothing else trains
 NO_GAIN = 0.25  # a control "gains nothing" if it gains less than this share of what the real arm gains
 TEACHER, SWAPPED, RIGHT_NAMES = "teacher", "names permuted at test time", "names as they are"
 YES, NO, UNCLEAR, HIGHER, LOWER = "yes", "no", "unclear", "higher", "lower"
@@ -55,6 +56,18 @@ def _no_gain(control: str, real: str, *, metric: str = "nAP50", base: str = CONT
     terms = ((NO_GAIN, real, metric), (1 - NO_GAIN, base, metric), (-1.0, control, metric))
     must = f"gain less than {NO_GAIN:.0%} of the gain of: {arm_of(real).text}".replace("%", " %")
     return Expectation(control, metric, must, f"that share of the gain over: {arm_of(base).text}", terms)
+
+
+def _near_chance(metric: str) -> Expectation:
+    """Relations alone tell nothing of texts: above chance by less than a quarter of what points alone are."""
+    share = f"{NO_GAIN * 100:.0f} %"
+    return Expectation(
+        ALONE,
+        metric,
+        f"chance accuracy: above chance by less than {share} of what L1 alone is",
+        "chance, and that share of its lead over it",
+        ((NO_GAIN, POINTS, metric), (1 - NO_GAIN, TEACHER, "chance"), (-1.0, ALONE, metric)),
+    )
 
 
 def _above(control: str, metric: str, other: str, must: str) -> Expectation:
@@ -87,6 +100,14 @@ EXPECTATIONS = (
         ),
     ),
     _no_gain("relation_only", RKD),
+    Expectation(
+        ALONE,
+        "cka_novel",
+        f"high CKA: more than three quarters of: {arm_of(POINTS).text}",
+        f"three quarters of: {arm_of(POINTS).text}",
+        ((1.0, ALONE, "cka_novel"), (-0.75, POINTS, "cka_novel")),
+    ),
+    *(_near_chance(metric) for metric in ("zero_shot_novel", "zero_shot_base")),
     _no_gain("rkd_shuffled", RKD),
     _no_gain("rkd_random_teacher", RKD),
     Expectation(
@@ -201,7 +222,9 @@ def expectations_table(records: Sequence[Mapping]) -> Table:
         "Controls of region distillation and image-level supervision. The margin is what the "
         "control has more (of a gain that must not be: less) than what it is compared with, paired per seed. The rule, "
         "fixed in code: yes if the margin's 95 % interval lies wholly above 0, no if wholly below, else unclear, also "
-        "where one seed gives no interval; where nothing is expected: higher, lower or unclear. A control gains "
+        "where one seed gives no interval; where nothing is expected: higher, lower or unclear. "
+        "Beside classification base texts fix the rotation that relations leave open; with a fresh projection that "
+        "nothing else trains (regions: annotated boxes) they do not. A control gains "
         f"nothing if it gains less than {NO_GAIN * 100:.0f} % of what the real arm gains over the base that was "
         "trained for as many steps. Chance is one divided by the number of names. AP and accuracy in percent, CKA and "
         f"cosine from 0 (−1) to 1. {GROUP_NOTE} {interval_note(cells)}"

@@ -43,7 +43,7 @@ NAMED = {
     RKD: ("RKD", (5, -9)),
     ILS: ("ILS", (5, -9)),
     TRANSFER: ("weight transfer", (5, -9)),
-    "relation_only": ("relations alone", (5, 4)),
+    "relation_only": ("relations beside classification", (5, 4)),
 }  # with the offset in points
 BARS = "Bars: 95 % Student-t intervals over seeds, each with its own base detector."
 
