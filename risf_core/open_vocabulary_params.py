@@ -72,6 +72,12 @@ class ArmParams(Strictly):
     )
     train: bool = Field(True, description="false: the arm is its start, evaluated")
 
+    @model_validator(mode="after")
+    def _untrained_arms_learn_nothing(self) -> Self:
+        if not self.train and (self.distillation or self.images or self.head != "shared"):
+            raise ValueError("train: false evaluates the start; leave distillation, images and head out")
+        return self
+
 
 class OpenVocabularyFiles(Strictly):
     """The user's files of an open-vocabulary benchmark, in COCO's or LVIS's form."""
@@ -108,12 +114,11 @@ class OpenVocabularyFiles(Strictly):
 class ExternalFiles(Strictly):
     """What another system says of the training images (`risf_core.open_vocabulary.region_files`)."""
 
-    regions: str | None = Field(None, min_length=1, description="class-agnostic boxes, for distillation")
+    regions: str | None = Field(
+        None, min_length=1, description="class-agnostic boxes, for distillation, of every training image"
+    )
     label_boxes: str | None = Field(None, min_length=1, description="a box for each image-level label")
     label_score: Share = Field(0.0, description="boxes at or below it are left out; COCO captions: 0.95")
-    missing: Literal["error", "empty"] = Field(
-        "error", description="what an image without an entry is: an error, or without regions"
-    )
     file_embeddings: bool = Field(
         True, description="take the embeddings of a file that has some; false: encode its boxes anew"
     )
@@ -153,8 +158,10 @@ class OpenVocabularyParams(NotebookParams):
     )
     swapped: Many[ArmName] = Field((), description="arms tested with other vocabularies and palette")
     kept: Many[ArmName] = Field((), description="arms whose weights are kept")
-    jitter: Share = Field(0.1, description="noise of the oracle's boxes, as a share of their sides")
-    miss: Share = Field(0.1, description="share of boxes that the oracle leaves out")
+    jitter: float = Field(
+        0.1, ge=0, lt=0.5, description="noise of the oracle's boxes, as a share of their sides"
+    )
+    miss: float = Field(0.1, ge=0, lt=1, description="share of boxes that the oracle leaves out")
     num_proposals: Count = Field(100, description="proposals an image in training (rpn_post_nms_train)")
     region_candidates: Count = Field(20, description="best boxes of a source that its regions are taken from")
     num_fidelity_images: Count = Field(
@@ -163,6 +170,8 @@ class OpenVocabularyParams(NotebookParams):
     score_thresh: ScoreThresh = 0.05
 
     def label(self) -> str:
+        if self.files is not None:
+            return f"open_vocabulary-{self.files.kind.replace('_', '-')}"
         return f"open_vocabulary-split{self.split}"
 
     @model_validator(mode="after")
@@ -171,6 +180,21 @@ class OpenVocabularyParams(NotebookParams):
         for place, (name, arm) in enumerate(self.arms.items()):
             if arm.start not in ("base", *names[:place]):
                 raise ValueError(f"arms: {name} starts from {arm.start!r}, which is no arm above it")
+            start = self.arms.get(arm.start) if arm.start != "base" else None
+            if start is not None and start.head != "shared":
+                raise ValueError(
+                    f"arms: {name} starts from {arm.start!r}, whose head is {start.head}; arms start from arms with "
+                    "head: shared, since another head would be lost"
+                )
+            if arm.distillation is not None and arm.distillation.top > self.region_candidates:
+                raise ValueError(
+                    f"arms: {name} takes the top {arm.distillation.top} regions, but region_candidates is "
+                    f"{self.region_candidates}"
+                )
+        if "stage0" in self.arms or ("base" in self.arms and self.arms["base"].train):
+            raise ValueError(
+                "arms: stage0 is no name of an arm, and base is stage 0 itself; write base: {train: false}"
+            )
         for field in ("swapped", "kept"):
             if missing := [name for name in getattr(self, field) if name not in names]:
                 raise ValueError(f"{field}: {missing[0]!r} is no arm")

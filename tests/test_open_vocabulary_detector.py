@@ -26,7 +26,11 @@ from risf_core.open_vocabulary.detector import (
 )
 from risf_core.open_vocabulary.training import gradient_cosine, mirrored
 from risf_core.open_vocabulary.weight_transfer import HEADS, linear_cka
-from risf_core.open_vocabulary_params import DistillationParams, ImageSupervisionParams
+from risf_core.open_vocabulary_params import (
+    DistillationParams,
+    ImageSupervisionParams,
+    OpenVocabularyParams,
+)
 from risf_core.params import DetectorParams
 
 DETECTOR = DetectorParams(
@@ -380,3 +384,28 @@ def test_measures_of_fidelity_at_their_ends():
     texts = torch.eye(6)[:3]
     assert top1(texts[labels] + 0.1, texts, labels) == 100.0
     assert top1(texts[(labels + 1) % 3], texts, labels) == 0.0 and top1(a[:0], texts, labels[:0]) is None
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    "arms, words",
+    [
+        ({"a": {"start": "b"}}, "a starts from 'b', which is no arm above it"),
+        ({"a": {"head": "transfer"}, "b": {"start": "a"}}, "whose head is transfer"),
+        ({"base": {}}, "base is stage 0 itself"),
+        ({"stage0": {}}, "stage0 is no name of an arm"),
+        ({"a": {"train": False, "head": "free"}}, "train: false evaluates the start"),
+        ({"a": {"distillation": {"top": 21}}}, "takes the top 21 regions, but region_candidates is 20"),
+        ({"a": {"distillation": {"point_weight": 0.0, "relation_weight": 0.0}}}, "both 0"),
+    ],
+)
+def test_arms_that_would_do_something_else_are_refused(arms, words):
+    from pydantic import ValidationError
+
+    given = {"profile": "ovd", "base": "a.yaml", "clip": {"run": "b.yaml"}}
+    with pytest.raises(ValidationError) as refused:
+        OpenVocabularyParams.model_validate(given | {"arms": arms})
+    assert words in str(refused.value)
+    OpenVocabularyParams.model_validate(given | {"arms": {"base": {"train": False}, "a": {}}})
