@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from risf_core.report.open_vocabulary_controls import expectation_cells
+from risf_core.report.open_vocabulary_controls import ALONE, answer_text, expectation_cells
 from risf_core.report.open_vocabulary_rows import (
     CONTINUED,
     ILS,
@@ -61,11 +61,15 @@ def _gains(records: Sequence[Mapping], runs: tuple[str, ...]) -> list[tuple]:
 def _controls(records: Sequence[Mapping], runs: tuple[str, ...]) -> list[tuple]:
     """What each control must show: the margin that must be above 0, and the rule's answer."""
     rows, cells = [], expectation_cells(records)
-    for row in cells[(cells["must"] != "") & (cells["variant"] == "")].to_dict("records"):
+    is_main = (cells["variant"] == "") | (
+        cells["control"] == ALONE
+    )  # which has a stage 0 of its own by its nature
+    cells = cells[(cells["must"] != "") & is_main].drop_duplicates(["split", "control", "metric", "must"])
+    for row in cells.to_dict("records"):
         margin = row["margin"], row["margin_half_width"]
         write = share_text if row["metric"] in SHARES else interval_text
         what = f"{arm_of(row['control']).text}, {row['metric']}: {row['must']}; margin"
-        text = f"{write(*margin, sign=True)} ({row['answer']})"
+        text = f"{write(*margin, sign=True)} ({answer_text(row['answer'], row['collapses'])})"
         rows.append((f"{what}{_place(row)}", text, row["n"], NOTEBOOK, runs, *margin))
     return rows
 

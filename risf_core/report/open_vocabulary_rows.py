@@ -85,7 +85,7 @@ ARMS = {
     "ils_permuted": Arm("image labels permuted across images", "control"),
     "ils_base_labels": Arm("image labels of base classes alone", "control"),
     "strict": Arm("strict: novel names unknown in training", "control"),
-    "cone": Arm("RKD, texts moved into a narrow cone", "control", "cone_base"),
+    "cone": Arm("RKD, texts moved into a narrow cone", "control"),
     "cone_base": Arm("base, texts moved into a narrow cone", "control"),
 }
 SIDES = {
