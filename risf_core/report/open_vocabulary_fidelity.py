@@ -22,6 +22,7 @@ from risf_core.report.open_vocabulary_texts import (
     PAIRED,
     SEES,
     gain_texts,
+    given,
     in_order,
     interval_note,
     level_texts,
@@ -82,8 +83,10 @@ def fidelity_table(records: Sequence[Mapping]) -> Table:
     display = shown(data, metrics=(*FIDELITY, "nAP50"))
     texts = zip(data["arm"], display["arm"])
     display["arm"] = ["CLIP itself (ceiling)" if arm == TEACHER else text for arm, text in texts]
+    count = given(records, "num_fidelity_images")
+    which = f"the first {count} test images (all seeds share them)" if count else "test images"
     caption = (
-        "Embeddings u of annotated boxes of test images by each arm's head, against CLIP's v of the same boxes: top-1 "
+        f"Embeddings u of the annotated boxes of {which} by each arm's head, against CLIP's v of the same boxes: top-1 "
         "accuracy of u among all names (of novel objects also among the novel names, and by the head that "
         "classifies, which is another one where there are two), mean cosine of u and v, linear CKA "
         "(1: the same up to rotation and scale), rank correlation of the cosines between objects, and, while "

@@ -29,6 +29,7 @@ from risf_core.report.open_vocabulary_rows import (
     arm_of,
     arm_rows,
 )
+from risf_core.report.open_vocabulary_texts import oracle_note
 
 FAMILIES = {
     "base": "base",
@@ -36,7 +37,7 @@ FAMILIES = {
     "ILS": "ILS",
     "both": "RKD + ILS",
     "control": "control",
-    "oracle": "oracle (annotated boxes)",
+    "oracle": "oracle (annotated boxes, jittered)",
 }
 NAMED = {
     CONTINUED: ("base, trained on", (4, -10)),
@@ -95,8 +96,8 @@ def arms_figure(records: Sequence[Mapping]) -> Drawing:
     caption = (
         "AP50 of novel classes among all classes (generalised) of every arm. Dashed: the base "
         "trained for as many steps as one stage of distillation; dotted: as two stages (weight transfer and its "
-        "controls). Ticks: single seeds. Oracle arms use annotated boxes and are no results of the method. "
-        f"{BARS} {seed_counts(cells)}"
+        "controls). Ticks: single seeds. "
+        f"{oracle_note(records)} {BARS} {seed_counts(cells)}"
     )
     return Drawing(figure, caption)
 

@@ -111,7 +111,7 @@ def best_of_each_place(detections: Detections) -> Detections:
 
 @styled
 def novel_gallery_figure(
-    gallery: NovelGallery | None, *, score_thresh: float = 0.5, max_per_image: int = 5
+    gallery: NovelGallery | None, *, score_thresh: float = 0.3, max_per_image: int = 5
 ) -> Drawing:
     """One row for each arm, one column for each image: the largest gains, then the largest losses.
 

@@ -30,7 +30,6 @@ from risf_core.report.open_vocabulary_rows import (
 )
 from risf_core.report.open_vocabulary_texts import (
     LEVELS,
-    ORACLE_NOTE,
     PAIRED,
     SEES,
     WORLDS,
@@ -38,6 +37,7 @@ from risf_core.report.open_vocabulary_texts import (
     gain_texts,
     interval_note,
     or_dash,
+    oracle_note,
     shown,
     world_of,
     world_text,
@@ -63,6 +63,9 @@ TRANSFER_ARMS = (
     NAIVE,
     TWICE,
 )
+FRESH, WELL_TRAINED = "fresh", "trained"
+HEAD_STARTS = {name: FRESH for name in (TRANSFER, "wt_free", "wt_random_source")}  # the others': a trained f
+NEAR_ALL = 95.0  # %, recall of every arm from which on it can hardly rise
 TRAINED = {
     TRANSFER: "W_P = A(W_D) from the frozen W_D of RKD, with a residual on the features",
     "naive_from_rkd": "one f for classification and RKD, started from RKD's",
@@ -140,7 +143,7 @@ def rkd_table(records: Sequence[Mapping]) -> Table:
     display["relations add"] = gain_texts(adds)
     caption = (
         f"{world_text(records)} RKD on the best regions of each provider, with the point-wise loss (L1) alone and with "
-        f"inter-embedding relation matching. {LEVELS} {PAIRED} {SEES} {ORACLE_NOTE} {interval_note(cells)}"
+        f"inter-embedding relation matching. {LEVELS} {PAIRED} {SEES} {oracle_note(records)} {interval_note(cells)}"
     )
     return Table("open_vocabulary_rkd", caption, cells, readable(display))
 
@@ -154,11 +157,13 @@ def ils_table(records: Sequence[Mapping]) -> Table:
     display.insert(3, "sees novel", cells["sees_novel"])
     display["nAP50 − matched base"] = gain_texts(cells)
     display["recall − matched base"] = gain_texts(cells, "recall_novel_at_100")
+    lowest = cells["recall_novel_at_100"].min()
+    limit = " It is near 100 in every arm, so that it can show harm only." if lowest >= NEAR_ALL else ""
     caption = (
         f"{world_text(records)} Image-level supervision with one pseudo box for each label of an image, by who chooses "
         f"the box. {LEVELS} recall@100: share of the novel objects that 100 proposals cover at an IoU of 0.5; "
-        "labels of images name boxes but do not teach where they are, so it must hardly change. "
-        f"{PAIRED} {SEES} {ORACLE_NOTE} {interval_note(cells)}"
+        "labels of images name boxes but do not teach where they are, so it must hardly change."
+        f"{limit} {PAIRED} {SEES} {oracle_note(records)} {interval_note(cells)}"
     )
     return Table("open_vocabulary_ils", caption, cells, readable(display))
 
@@ -172,12 +177,19 @@ def transfer_table(records: Sequence[Mapping]) -> Table:
     )
     display = shown(cells, metrics=metrics)
     display.insert(3, "classification head", [TRAINED[arm] for arm in cells["arm"]])
+    display.insert(4, "head starts", [HEAD_STARTS.get(arm, WELL_TRAINED) for arm in cells["arm"]])
     display["nAP50 − weight transfer"] = gain_texts(cells)
     display["bAP50 − weight transfer"] = gain_texts(cells, "bAP50")
+    steps = arm_rows(records)
+    steps = sorted(steps.loc[steps["arm"].isin(list(HEAD_STARTS)), "iterations"].dropna().unique())
+    few = f"{' or '.join(f'{value:.0f}' for value in steps)} steps" if steps else "few steps"
     caption = (
         f"{world_text(records)} RKD and ILS together, by how the two share the projection f; all start from the RKD "
-        f"detector, but for the naive arm and the base. {LEVELS} {PAIRED} Below 0: weight transfer is better. It is "
-        "the transfer that helps only if free weights and a random source fall behind it; else its added weights or "
+        f"detector, but for the naive arm and the base. {LEVELS} {PAIRED} Below 0: weight transfer is better. Head "
+        f"starts: the classifying head of transfer, free weights and random source is made anew ({FRESH}) and has "
+        f"{few}, that of the others starts from a trained f ({WELL_TRAINED}): compare within these groups; between "
+        "them the start tells, too. It is the transfer that helps only if "
+        "free weights and a random source fall behind it; else its added weights or "
         f"the second head do. {interval_note(cells)}"
     )
     return Table("open_vocabulary_weight_transfer", caption, cells, readable(display))

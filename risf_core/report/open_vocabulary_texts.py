@@ -1,7 +1,7 @@
 """The words and texts that the tables of 50_open_vocabulary share. Imports no torch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
@@ -16,12 +16,10 @@ ONE_SEED_NOTE = " n = 1 seed, which gives no interval: run the profile mini-full
 GROUP_NOTE = "n: novel, b: base classes, no prefix: all, each class among all names (generalised)."
 PAIRED = "Differences are in points, paired per seed."
 SEES = "sees novel: whether who made the regions may have seen boxes of novel classes."
-ORACLE_NOTE = (
-    "ORACLE boxes are the annotations themselves: a bound, no result of the method, and never its headline."
-)
 LEVELS = f"AP50 of the test images in percent; {GROUP_NOTE}"
 WORLDS = {
-    None: "A world of pictograms, RKD's losses and classifier as published, their weights chosen on split 2.",
+    None: "A world of pictograms, RKD's losses and classifier as published, their weights set in trials on split 2, of "
+    "which no record is kept.",
     "coco_ovd": "COCO, 48 base and 17 novel classes.",
     "lvis_ovd": "LVIS, 866 base and 337 novel (rare) classes, box AP by LVIS's rules, R50-C4.",
 }
@@ -49,6 +47,25 @@ def world_of(records: Sequence[Mapping]) -> str | None:
     runs = [record.get("params") or {} for record in records if notebook_of(record) == NOTEBOOK]
     kinds = sorted({params["files"]["kind"] for params in runs if params.get("files")})
     return kinds[0] if kinds else None
+
+
+def oracle_note(records: Sequence[Mapping]) -> str:
+    """What ORACLE boxes are: annotated boxes with the noise and the gaps that the runs gave them."""
+    moved = given(
+        records, "jitter", lambda value: f"each corner moved by up to {100 * value:g} % of the side"
+    )
+    missed = given(records, "miss", lambda value: f"{100 * value:g} % of them left out")
+    return (
+        f"ORACLE boxes are annotated boxes, {moved or 'jittered'}, {missed or 'some left out'}: no result of the "
+        "method, never its headline, and no bound of what boxes can give."
+    )
+
+
+def given(records: Sequence[Mapping], name: str, write: Callable[[float], str] = str) -> str:
+    """A parameter of the runs as a text; several values are joined, none gives ""."""
+    runs = [record.get("params") or {} for record in records if notebook_of(record) == NOTEBOOK]
+    values = sorted({params[name] for params in runs if params.get(name) is not None})
+    return " or ".join(write(value) for value in values)
 
 
 def world_text(records: Sequence[Mapping]) -> str:
