@@ -43,7 +43,7 @@ from risf_core.report.open_vocabulary_tables import (
     transfer_table,
 )
 from risf_core.report.open_vocabulary_texts import share_text
-from risf_core.report.publish import headline
+from risf_core.report.publish import headline, headline_text, interval_note
 from risf_core.report.readme_blocks import NOT_PUBLISHED, second_system
 from risf_core.report.selection import is_asked_for, tables_of
 from risf_core.report.study_numbers import study_numbers
@@ -203,7 +203,14 @@ def test_relation_matching_is_set_against_l1_alone_and_oracle_boxes_stand_apart(
     for name in [name for name in own.index if f"{name}_l1" in own.index]:
         assert adds[name] == pytest.approx(own[name] - own[f"{name}_l1"])
     assert adds.notna().sum() == 4 and math.isnan(adds["rkd_oracle"])
-    assert "ORACLE boxes are the annotations themselves" in table.caption
+    assert "ORACLE boxes are annotated boxes, jittered, some left out" in table.caption
+
+
+def test_oracle_boxes_are_told_with_their_noise_and_are_no_bound():
+    records = open_vocabulary_records(2, jitter=0.1, miss=0.05)
+    for caption in (rkd_table(records).caption, ils_table(records).caption, arms_figure(records).caption):
+        assert "each corner moved by up to 10 % of the side, 5 % of them left out: no result" in caption
+        assert "no bound" in caption and "a bound," not in caption
 
 
 def test_what_a_provider_may_have_seen_is_shown():
@@ -226,6 +233,15 @@ def test_image_level_supervision_shows_the_recall_of_novel_objects():
     )
 
 
+@pytest.mark.parametrize("recall, is_near", [(99.0, True), (88.0, False)])
+def test_a_recall_that_can_hardly_rise_is_said(recall, is_near):
+    rows = [
+        arm_row("base_continued", recall_novel_at_100=100.0),
+        arm_row("ils_max_size", recall_novel_at_100=recall),
+    ]
+    assert ("it can show harm only" in ils_table([made(*rows)]).caption) == is_near
+
+
 def test_the_controls_of_weight_transfer_are_set_against_it():
     cells = transfer_table(open_vocabulary_records(3)).data.set_index("arm")
     assert cells.loc["weight_transfer", "against"] == "" and set(
@@ -235,6 +251,15 @@ def test_the_controls_of_weight_transfer_are_set_against_it():
     assert cells.loc["wt_free", "nAP50_difference"] == pytest.approx(
         level["wt_free"] - level["weight_transfer"]
     )
+
+
+def test_heads_that_start_anew_are_told_from_trained_ones():
+    table = transfer_table(open_vocabulary_records(2))
+    starts = dict(zip(table.data["arm"], table.display["head starts"]))
+    fresh = {arm for arm, start in starts.items() if start == "fresh"}
+    assert fresh == {"weight_transfer", "wt_free", "wt_random_source"}
+    assert {starts[arm] for arm in starts.keys() - fresh} == {"trained"} and len(starts) == 8
+    assert "has 600 steps" in table.caption and "compare within these groups" in table.caption
 
 
 def test_the_teacher_is_the_first_row_of_the_fidelity_of_each_split():
@@ -249,6 +274,9 @@ def test_the_teacher_is_the_first_row_of_the_fidelity_of_each_split():
         cells.loc[(1, "teacher"), "cosine_novel"]
     )
     assert teacher_table(records).data["text_cosine_mean"].tolist() == [0.31, 0.31]
+    assert "annotated boxes of test images by" in table.caption
+    known = fidelity_table(open_vocabulary_records(1, num_fidelity_images=70)).caption
+    assert "the annotated boxes of the first 70 test images (all seeds share them)" in known
 
 
 def test_swapped_worlds_and_names_are_set_against_their_own():
@@ -303,7 +331,7 @@ def test_a_control_gains_nothing_if_it_gains_less_than_a_quarter_of_the_real_arm
     )
 
 
-def test_relations_alone_must_have_a_high_cka_and_chance_accuracy():
+def test_relations_beside_classification_must_have_a_high_cka_and_no_more_accuracy_than_the_base():
     cells = expectation_cells(open_vocabulary_records(3))
     rows = cells[cells["control"] == "relation_only"].set_index("metric")
     assert list(rows["answer"]) == [YES, YES, YES] and list(rows.index) == [
@@ -318,6 +346,82 @@ def test_relations_alone_must_have_a_high_cka_and_chance_accuracy():
     ]
     cells = expectation_cells(others)
     assert cells.set_index(["control", "metric"]).loc[("relation_only", "zero_shot_novel"), "answer"] == NO
+
+
+@pytest.mark.parametrize("accuracy, answer", [(29.0, YES), (31.0, NO)])
+def test_the_level_of_relations_beside_classification_is_the_base_and_not_chance(accuracy, answer):
+    """A quarter of the way from the base's 20 to RKD's 60 is 30; chance, 5, plays no part."""
+    known = {"base_continued": 20.0, "rkd_rpn": 60.0, "relation_only": accuracy}
+    runs = [
+        made(*(arm_row(arm, seed, zero_shot_novel=value) for arm, value in known.items()), name=f"run{seed}")
+        for seed in range(3)
+    ]
+    (row,) = [one for one in expectation_cells(runs).to_dict("records") if one["metric"] == "zero_shot_novel"]
+    assert (row["control"], row["answer"], row["compared_value"]) == ("relation_only", answer, 30.0)
+    assert row["margin"] == pytest.approx(30.0 - accuracy)
+
+
+@pytest.mark.parametrize(
+    "kept, shuffled, text",
+    [
+        (70.0, 4.0, "yes"),  # exactly 10 points are no collapse
+        (69.9, 4.0, "yes, but base AP collapses"),
+        (30.0, 12.0, "no; base AP collapses"),
+    ],
+)
+def test_a_control_that_lost_its_base_classes_says_so_beside_its_answer(kept, shuffled, text):
+    values = {"base_continued": (3.0, 80.0), "rkd_rpn": (23.0, 5.0), "rkd_shuffled": (shuffled, kept)}
+    runs = [
+        made(
+            *(arm_row(arm, seed, nAP50=nap + seed, bAP50=bap) for arm, (nap, bap) in values.items()),
+            name=f"run{seed}",
+        )
+        for seed in range(3)
+    ]
+    table = expectations_table(runs)
+    assert list(table.display["does it?"]) == [text]
+    assert list(table.display["bAP50 (%)"]) == [f"{kept:.1f} ± 0.0"]
+    up = f"+{shuffled - 3:.1f} ± 0.0 (3/3 up)"
+    assert list(table.display["nAP50 − matched base"]) == [up]
+    (margin,) = [row[1] for row in open_vocabulary_numbers(runs) if "shuffled" in row[0]]
+    assert margin.endswith(f"({text})")
+
+
+def test_controls_without_a_base_or_a_detector_of_their_own_have_no_difference():
+    records = open_vocabulary_records(3)
+    table = expectations_table(records)
+    swapped = table.display[table.data["control"] == SWAPPED]
+    assert list(swapped["nAP50 − matched base"]) == list(swapped["bAP50 (%)"]) == ["–"]
+    alone = open_vocabulary_records(3, arms=("relation_alone", "points_alone"))
+    table = expectations_table(alone)
+    alone = table.display[table.data["control"] == "relation_alone"]
+    assert set(alone["nAP50 − matched base"]) == {"–"} and len(alone) == 3
+    assert set(alone["does it?"]) == {YES} and not alone["bAP50 (%)"].str.contains("–").any()
+
+
+def test_relations_alone_stand_in_the_headline_though_their_runs_have_a_stage_0_of_their_own():
+    main = open_vocabulary_records(3, arms=("base_continued", "rkd_rpn"), stage0={"iterations": 300})
+    alone = [
+        made(
+            *(arm_row(arm, seed) for arm in ("relation_alone", "points_alone")),
+            *(row for row in open_vocabulary_record(seed)["rows"] if row["part"] == "teacher"),
+            name=f"alone{seed}",
+            seed=seed,
+            stage0={"iterations": 1},
+        )
+        for seed in range(2)
+    ]
+    cells = expectation_cells([*main, *alone])
+    assert set(cells.loc[cells["control"] == "relation_alone", "variant"]) == {"stage0.iterations=1"}
+    names = [row[0] for row in open_vocabulary_numbers([*main, *alone])]
+    assert len([name for name in names if name.startswith("relations alone, fresh f")]) == 3
+
+
+def test_the_cone_is_set_against_the_base_trained_on():
+    cells = expectation_cells(open_vocabulary_records(3, arms=("base_continued", "rkd_rpn", "cone")))
+    rows = cells[cells["control"] == "cone"]
+    assert "base, trained on" in set(rows["compared"]) and set(rows["against"]) == {"base_continued"}
+    assert ARMS["cone_base"].reference == "base_continued"
 
 
 def test_permuted_names_must_leave_little():
@@ -391,6 +495,16 @@ def test_the_headline_holds_the_gains_and_the_controls():
     assert margin[1].endswith("(yes)") and margin[5] > margin[6] > 0
     assert len({row[0] for row in rows}) == len(rows) == len(headline(open_vocabulary_records(3)))
     assert study_numbers([]) == []
+
+
+def test_the_headline_says_that_seeds_of_open_vocabulary_detection_are_no_few_shot_draws(tmp_path):
+    assert "each have their own base detector" in interval_note(open_vocabulary_records(1))
+    assert "own base detector" not in interval_note([])
+    folder = tmp_path / "mini-full"
+    (folder / "records").mkdir(parents=True)
+    one = open_vocabulary_records(1, arms=("base_continued", "rkd_rpn"))[0]
+    (folder / "records" / f"{one['run_id']}.json").write_text(json.dumps(one))
+    assert "Of 50_open_vocabulary, n counts seeds that each have their own base" in headline_text(folder)
 
 
 def test_the_papers_numbers_are_at_hand_in_a_project_without_their_file(tmp_path, monkeypatch):
@@ -471,3 +585,4 @@ def test_the_gallery_draws_every_arm_on_every_chosen_image(tmp_path):
     assert len(drawing.figure.axes) == 2 * 2 and drawing.png().startswith(b"\x89PNG")
     assert drawing.figure.axes[0].get_title().startswith("image 1: +0.50")
     assert "the 2 images with the largest gains and the 0 with" in drawing.caption
+    assert "above a score of 0.3" in drawing.caption
