@@ -24,6 +24,12 @@ CELL = {
     "repeat": 0,
     "label_space": "novel+background",
 }
+PARAMS = {
+    "select_split": 2,
+    "cm_clip": {"temperature": 100.0, "c": 0.7},
+    "temperatures": [1.0, 2.0, 100.0],
+    "c": [0.1, 0.3, 0.9],
+}
 NONE = {0: 30.0, 1: 32.0, 2: 34.0}
 GAINS = {  # over none, of each draw
     ("cm_clip", "published"): (10.0, 11.0, 12.0),
@@ -31,6 +37,8 @@ GAINS = {  # over none, of each draw
     ("head:mlp", "chosen"): (10.0, 11.0, 12.0),
     ("head:mlp", "published"): (4.0, 4.0, 4.0),
     ("head:linear", "chosen"): (6.0, 6.0, 6.0),
+    ("head:no_novel", "chosen"): (5.0, 5.5, 6.0),
+    ("head:as_many", "chosen"): (8.0, 9.0, 9.4),
     ("permuted", "chosen"): (-10.0, -12.0, -14.0),
 }
 
@@ -47,6 +55,8 @@ def made_record(*, split: int = 1, shots: tuple[int, ...] = (1, 5)) -> dict:
             ]
             found = {"agreement": 50.0 + seed, "kl": 1.0, "spearman": 0.5, "boxes": 100}
             rows.append(key | {"part": "detections", "head": "mlp"} | found)
+    for name, images, novel in (("mlp", 380, 200), ("no_novel", 180, 0), ("as_many", 180, 90)):
+        rows.append({"part": "head", "head": name, "images": images, "images_with_novel": novel, "loss": 0.3})
     place = {"part": "choice", "label_space": "novel+background", "chosen_on": 2, "mean": 44.4, "cells": 6}
     for way in ("head:mlp", "cm_clip", "head:linear"):
         rows.append(place | {"way": way, "is_main": way == "head:mlp", "temperature": 2.0, "c": 0.1})
@@ -70,7 +80,7 @@ def made_record(*, split: int = 1, shots: tuple[int, ...] = (1, 5)) -> dict:
     return {
         "notebook": "51_distilled_rescoring",
         "run_id": f"distilled_rescoring-split{split}",
-        "params": {"split": split},
+        "params": PARAMS | {"split": split},
         "rows": rows,
         "environment": {"costs": costs},
         "metrics": {},
@@ -81,16 +91,61 @@ def metrics(value: float) -> dict:
     return {"nAP50": value, "nAP": value / 2, "nAP75": value / 3}
 
 
-def test_the_share_kept_is_told_against_both_kinds_of_cm_clip():
-    """10, 11, 12 of 10, 11, 12 points is all, and of 20, 22, 24 half; both hold in every draw."""
+def test_the_share_kept_is_told_like_for_like_and_the_mixed_one_last():
+    """10, 11, 12 of 20, 22, 24 points is half; of CM-CLIP as published, 10, 11, 12, all, and that is temperature."""
     cells = retention_cells([made_record()])
     assert cells["shots"].tolist() == [1, 5] and cells["n"].tolist() == [3, 3]
     row = cells.iloc[0]
     assert (row["none"], row["distilled"], row["cm_clip_chosen"]) == (32.0, 43.0, 54.0)
-    kept = [row[name] for name in ("kept", "kept_low", "kept_high", "kept_chosen", "kept_chosen_low")]
-    assert kept == pytest.approx([1, 1, 1, 0.5, 0.5])
+    names = ("kept_mixed", "kept_mixed_low", "kept_mixed_high", "kept_chosen", "kept_chosen_low")
+    assert [row[name] for name in names] == pytest.approx([1, 1, 1, 0.5, 0.5])
+    assert row["kept_published"] == pytest.approx(4 / 11) and row["distilled_published"] == 36.0
+    assert [row["kept_no_novel"], row["kept_as_many"]] == pytest.approx([0.25, 0.4])
     text = retention_table([made_record()]).display.iloc[0]
-    assert text["kept of published"] == "1.00 [1.00, 1.00]" and text["kept of chosen"] == "0.50 [0.50, 0.50]"
+    assert text["kept, both tuned"] == "0.50 [0.50, 0.50]" and text["kept, both as published"].startswith(
+        "0.36"
+    )
+    assert text["kept without novel, both tuned"] == "0.25 [0.25, 0.25]"
+    assert text["kept on as many images, both tuned"].startswith("0.40 [0.3")
+    assert text.index[-1] == "tuned head against CM-CLIP as published: mostly temperature"
+
+
+def test_heads_that_were_not_trained_keep_nothing_that_is_known():
+    record = made_record()
+    record["rows"] = [
+        row for row in record["rows"] if row.get("way") not in ("head:no_novel", "head:as_many")
+    ]
+    assert retention_table([record]).display["kept without novel, both tuned"].tolist() == ["n/a", "n/a"]
+    names = [row[0] for row in study_numbers([record])]
+    assert names and not [name for name in names if "without images that show novel" in name]
+
+
+def test_captions_take_their_values_from_the_parameters():
+    record, other = made_record(), made_record(split=3)
+    for params in (record["params"], other["params"]):
+        params |= {"select_split": 3, "cm_clip": {"temperature": 50.0, "c": 0.6}}
+    for text in (
+        retention_table([record]).caption,
+        ways_table([record]).caption,
+        distilled_figures([record])["distilled_retention"].caption,
+    ):
+        assert "T = 50, c = 0.6" in text and "split 3" in text and "split 2" not in text
+        assert "200 of 380 of the base images" in text
+    other["params"]["cm_clip"] = {"temperature": 100.0, "c": 0.6}
+    assert "T = 50 or 100, c = 0.6" in retention_table([record, other]).caption
+    other["params"] = record["params"] = {"split": 1}
+    assert "T and c as published" in retention_table([record, other]).caption
+
+
+@pytest.mark.parametrize("c, is_noise", [(0.1, True), (0.5, False)])
+def test_permuted_probabilities_lose_by_construction_where_the_detector_has_little_of_the_score(c, is_noise):
+    record = made_record()
+    for row in record["rows"]:
+        if row["part"] == "choice":
+            row["c"] = c
+    caption = ways_table([record]).caption
+    assert ("large by construction" in caption) == is_noise
+    assert ("With the chosen c of 0.1" in caption) == is_noise
 
 
 def test_the_main_head_stands_under_its_own_name_and_as_distilled():
@@ -114,6 +169,7 @@ def test_choices_fidelity_and_costs_read_as_they_are():
     record = made_record()
     choices = choices_table([record]).display
     assert choices["way"].tolist()[0].endswith("(main)") and choices["T"].tolist() == ["2"] * 3
+    assert choices["c"].tolist() == ["0.1 [at its end]"] * 3
     assert choices["chosen on split"].tolist() == ["2"] * 3
     fidelity = fidelity_table([record]).display
     assert fidelity["boxes of"].tolist() == [
@@ -134,6 +190,7 @@ def test_settings_that_were_given_say_so():
         if row["part"] == "choice":
             row |= {"chosen_on": None, "mean": None, "cells": 0}
     display = choices_table([record]).display
+    assert set(display["c"]) == {"0.1"}  # what was given lies at no end of a search
     assert set(display["chosen on split"]) == {"given"} and set(display["mean nAP50 there (%)"]) == {"n/a"}
 
 
@@ -154,8 +211,12 @@ def test_figures_are_drawn_and_repeat():
 def test_the_headline_tells_what_is_kept_and_what_it_costs():
     rows = [row for row in study_numbers([made_record()]) if row[3] == "51_distilled_rescoring"]
     texts = {row[0]: row[1] for row in rows}
-    (kept,) = [text for name, text in texts.items() if "chosen T and c" in name and "K=5" in name]
-    assert kept == "0.50 [0.50, 0.50]"
+    kept = {name: text for name, text in texts.items() if name.startswith("share of CM-CLIP's gain")}
+    tuned, published, no_novel, as_many = kept  # like for like first, at K = 5 alone
+    assert kept[tuned] == "0.50 [0.50, 0.50]" and "both chosen in the same way" in tuned
+    assert kept[published].startswith("0.36 [") and "both as published (T = 100, c = 0.7)" in published
+    assert kept[no_novel] == "0.25 [0.25, 0.25]" and "without images that show novel objects" in no_novel
+    assert kept[as_many].startswith("0.40 [0.3") and all(name.endswith("K=5, novel names") for name in kept)
     (cost,) = [text for name, text in texts.items() if "detector's time" in name]
     assert cost == "0.5 %; CM-CLIP: 25.0 %"
 

@@ -5,8 +5,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from risf_core.report.distilled_rows import NOTEBOOK, PLACE, SPACE_TEXTS, retention_cells, way_cells, way_text
-from risf_core.report.distilled_tables import CHOICE_NOTE, HEAD_NOTE, NOT_THE_PAPER, costs_table
+from risf_core.report.distilled_rows import (
+    NOTEBOOK,
+    PLACE,
+    SPACE_TEXTS,
+    published_text,
+    retention_cells,
+    select_split_text,
+    way_cells,
+    way_text,
+)
+from risf_core.report.distilled_tables import (
+    HEAD_NOTE,
+    NOT_THE_PAPER,
+    choice_note,
+    costs_table,
+    permuted_note,
+    unseen_note,
+)
 from risf_core.report.figure_style import (
     COLORS,
     LINES,
@@ -26,7 +42,8 @@ CURVES = {
     "none": "none",
     "cm_clip": "CM-CLIP as published",
     "cm_clip_chosen": "CM-CLIP, chosen T and c",
-    "distilled": "distilled",
+    "distilled": "distilled, chosen T and c",
+    "distilled_published": "distilled, T and c as published",
 }
 
 
@@ -60,7 +77,7 @@ def retention_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Dr
     shots = ordered("shots", cells["shots"])
     for ax, (key, own) in zip(axes.flat, places):
         for number, (name, text) in enumerate(CURVES.items()):
-            spots = [shots.index(value) + 0.04 * (number - 1.5) for value in own["shots"]]
+            spots = [shots.index(value) + 0.04 * (number - (len(CURVES) - 1) / 2) for value in own["shots"]]
             look = {"color": COLORS[number], "marker": MARKERS[number], "linestyle": LINES[number]}
             bars = own[f"{name}_half_width"].fillna(0.0)
             ax.errorbar(spots, own[name], yerr=bars, label=text, capsize=2, **look)
@@ -72,8 +89,9 @@ def retention_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Dr
         ax.axis("off")
     legend_below(figure, axes[0, 0])
     caption = (
-        f"{NOT_THE_PAPER} {HEAD_NOTE} Panels: which names compete in the softmax. CM-CLIP as published: T = 100, "
-        f"c = 0.7. {CHOICE_NOTE} {BARS} {seed_counts(cells)} Points are moved sideways."
+        f"{NOT_THE_PAPER} {HEAD_NOTE} {unseen_note(records)} Panels: which names compete in the softmax. As published: "
+        f"{published_text(records)}; like is compared with like between both as published or both chosen. "
+        f"{choice_note(records)} {BARS} {seed_counts(cells)} Points are moved sideways."
     )
     return Drawing(figure, caption)
 
@@ -112,10 +130,10 @@ def ways_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Drawing
         ax.axis("off")
     legend_below(figure, axes[0, 0])
     caption = (
-        f"{NOT_THE_PAPER} {HEAD_NOTE} What each way of re-scoring adds to {metric}, paired by draw, at the "
-        "smallest and "
-        "the largest K. Each at the T and c chosen for it on split 2; the controls (shuffled teacher, permuted "
-        f"probabilities) at the distilled head's. {BARS} Ways that embed boxes anew are of fewer draws; the table "
+        f"{NOT_THE_PAPER} {HEAD_NOTE} {unseen_note(records)} What each way of re-scoring adds to "
+        f"{metric}, paired by draw, at the smallest and the largest K. Each at the T and c chosen for it on "
+        f"{select_split_text(records)}; the controls (shuffled teacher, permuted probabilities) at the distilled "
+        f"head's.{permuted_note(records)} {BARS} Ways that embed boxes anew are of fewer draws; the table "
         "has n."
     )
     return Drawing(figure, caption)

@@ -1,5 +1,6 @@
 """The few numbers of distilled re-scoring to look at first, in the form of `publish.headline`."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from risf_core.report.distilled_rows import (
@@ -7,6 +8,7 @@ from risf_core.report.distilled_rows import (
     SPACE_TEXTS,
     cost_cells,
     kept_text,
+    published_text,
     retention_cells,
     way_cells,
 )
@@ -14,7 +16,7 @@ from risf_core.report.statistics import notebook_of
 from risf_core.report.table_format import difference_text
 
 LARGE_K = 5  # from here on the share that is kept is told for each K
-KEPT_TEXTS = {"kept": "as published", "kept_chosen": "with chosen T and c"}
+ONCE = ("kept_no_novel", "kept_as_many")  # told at LARGE_K alone, where such a head was trained
 NAMED = ("permuted", "head:shuffled", "head:no_novel", "head:as_many", "pooled")
 
 
@@ -27,11 +29,24 @@ def distilled_numbers(records: Sequence[Mapping]) -> list[tuple]:
         if cell["shots"] < LARGE_K:
             continue
         where = f"nAP50, split {cell['split']}, K={cell['shots']}, {SPACE_TEXTS[cell['label_space']]}"
-        for name, whose in KEPT_TEXTS.items():
+        for name, (how, head) in _kept_texts(reported).items():
+            if name in ONCE and (cell["shots"] != LARGE_K or math.isnan(cell[name])):
+                continue
             text = kept_text(cell[name], cell[f"{name}_low"], cell[f"{name}_high"])
-            quantity = f"share of CM-CLIP's gain ({whose}) that the distilled head keeps, {where}"
+            quantity = f"share of CM-CLIP's gain that {head} keeps, {how}, {where}"
             rows.append((quantity, text, int(cell["n"]), NOTEBOOK, runs, cell[name]))
     return rows + _gains(reported, runs) + _costs(records, runs)
+
+
+def _kept_texts(records: Sequence[Mapping]) -> dict[str, tuple[str, str]]:
+    """Of each share that compares like with like: how both are set, and the head in words."""
+    tuned = "T and c of both chosen in the same way"
+    return {
+        "kept_chosen": (tuned, "the distilled head"),
+        "kept_published": (f"both as published ({published_text(records)})", "the distilled head"),
+        "kept_no_novel": (tuned, "a head trained without images that show novel objects"),
+        "kept_as_many": (tuned, "a head trained on as many images at random"),
+    }
 
 
 def _is_chosen_on(record: Mapping) -> bool:

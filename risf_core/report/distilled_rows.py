@@ -36,6 +36,18 @@ WAY_TEXTS = {
     "continued": "distilled, continued on K-shot images",
     "targets": "distilled, few-shot visual targets",
 }
+MEANS = (
+    ("distilled_published", MAIN, "published"),
+    ("cm_clip", "cm_clip", "published"),
+    ("cm_clip_chosen", "cm_clip", "chosen"),
+)
+KEPT = {  # name of a share: the way, its values of T and c, and those of the CM-CLIP whose gain is the whole
+    "kept_chosen": (MAIN, "chosen", "chosen"),
+    "kept_published": (MAIN, "published", "published"),
+    "kept_no_novel": ("head:no_novel", "chosen", "chosen"),
+    "kept_as_many": ("head:as_many", "chosen", "chosen"),
+    "kept_mixed": (MAIN, "chosen", "published"),
+}
 LAST_WAYS = ("head:shuffled", "permuted")  # controls
 SPACE_TEXTS = {"novel+background": "novel names", "novel+base+background": "novel and base names"}
 VALUE_TEXTS = {
@@ -95,10 +107,12 @@ def values_by_seed(frame: pd.DataFrame, way: str, values: str, metric: str) -> p
 
 
 def retention_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.DataFrame:
-    """Each (split, arm, loss, label space, K): the four means, and the share of CM-CLIP's gain that is kept.
+    """Each (split, arm, loss, label space, K): the five means, and the share of CM-CLIP's gain that is kept.
 
-    ``kept`` is against CM-CLIP as published, ``kept_chosen`` against CM-CLIP whose temperature and c are chosen as the
-    head's are; each with the ends of Fieller's interval.
+    ``kept_chosen``: head and CM-CLIP with the temperature and c chosen for each in the same way; ``kept_published``:
+    both with CM-CLIP's as published; ``kept_mixed``: the chosen head against CM-CLIP as published, which is mostly
+    the temperature's doing. ``kept_no_novel`` and ``kept_as_many`` are ``kept_chosen`` of the heads trained without
+    images that show a novel object, and on as many at random. Each with the ends of Fieller's interval.
     """
     frame, rows = cell_rows(records), []
     for key, group in frame.groupby([*PLACE, "shots"], sort=False):
@@ -108,15 +122,16 @@ def retention_cells(records: Sequence[Mapping], *, metric: str = "nAP50") -> pd.
             continue
         row = dict(zip([*PLACE, "shots"], key, strict=True))
         row |= _mean("none", none) | _mean("distilled", distilled) | {"n": len(distilled)}
-        for name, values in (("cm_clip", "published"), ("cm_clip_chosen", "chosen")):
-            theirs = values_by_seed(group, "cm_clip", values, metric)
-            row |= _mean(name, theirs)
-            kept = "kept" if values == "published" else "kept_chosen"
-            both = pd.concat([distilled - none, theirs - none], axis=1, join="inner").dropna()
+        for name, way, values in MEANS:
+            row |= _mean(name, values_by_seed(group, way, values, metric))
+        for name, (way, values, theirs) in KEPT.items():
+            gain = values_by_seed(group, way, values, metric) - none
+            whole = values_by_seed(group, "cm_clip", theirs, metric) - none
+            both = pd.concat([gain, whole], axis=1, join="inner").dropna()
             found = retention(both.iloc[:, 0], both.iloc[:, 1])
-            row |= {kept: found.ratio, f"{kept}_low": found.low, f"{kept}_high": found.high}
+            row |= {name: found.ratio, f"{name}_low": found.low, f"{name}_high": found.high}
         rows.append(row)
-    columns = [*PLACE, "shots", "n", "kept"]
+    columns = [*PLACE, "shots", "n", *KEPT]
     return sort_cells(pd.DataFrame(rows), [*PLACE, "shots"]) if rows else pd.DataFrame(columns=columns)
 
 
@@ -181,6 +196,35 @@ def way_text(way: str) -> str:
     if kind in ("targets", "targets_clip"):
         return f"{WAY_TEXTS[kind]} (text {float(value):.0%})"
     return "permuted probabilities (control)" if way == "permuted" else WAY_TEXTS.get(way, way)
+
+
+def params_of(records: Sequence[Mapping], *path: str) -> list:
+    """The values that a parameter takes in the runs of this notebook, sorted; those without it do not count."""
+    found = []
+    for record in records:
+        value = (record.get("params") or {}) if notebook_of(record) == NOTEBOOK else None
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None and value not in found:
+            found.append(value)
+    return sorted(found)
+
+
+def published_text(records: Sequence[Mapping]) -> str:
+    """``T = 100, c = 0.7``: CM-CLIP's own, from the parameters of the runs; without any, in words."""
+    texts = []
+    for name, what in (("temperature", "T"), ("c", "c")):
+        values = params_of(records, "cm_clip", name)
+        if not values:
+            return "T and c as published"
+        texts.append(f"{what} = {' or '.join(f'{value:g}' for value in values)}")
+    return ", ".join(texts)
+
+
+def select_split_text(records: Sequence[Mapping]) -> str:
+    """``split 2``: where head, temperature and c are chosen; without any parameters, in words."""
+    values = params_of(records, "select_split")
+    return f"split {' or '.join(str(value) for value in values)}" if values else "one split"
 
 
 def kept_text(ratio: float, low: float, high: float) -> str:

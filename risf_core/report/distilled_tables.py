@@ -7,17 +7,21 @@ import pandas as pd
 
 from risf_core.report.distilled_rows import (
     HEAD_TEXTS,
+    NOTEBOOK,
     PLACE,
     VALUE_TEXTS,
     cost_cells,
     kept_text,
     main_heads,
+    params_of,
     part_rows,
+    published_text,
     retention_cells,
+    select_split_text,
     way_cells,
     way_text,
 )
-from risf_core.report.statistics import sort_cells
+from risf_core.report.statistics import notebook_of, sort_cells
 from risf_core.report.table_format import Table, difference_text, interval_text, number, readable
 
 NOT_THE_PAPER = "EXTENSION, not part of the reproduction."
@@ -25,13 +29,17 @@ HEAD_NOTE = (
     "Distilled: a head on the detector's own feature of each detection's proposal, trained once on base images to give "
     "CLIP's embedding of the same boxes, stands in CLIP's place in the softmax and the blend."
 )
-CHOICE_NOTE = (
-    "Head, temperature and c are chosen on split 2, over all K, draws and nAP50, and reported on the others; rows of "
-    "split 2 show what was chosen on."
-)
+AT_ITS_END = " [at its end]"  # of the values tried, as in the tables of the label space
 INTERVAL_NOTE = (
     "± is the half-width of the 95 % Student-t interval over few-shot draws of one base model and one CLIP."
 )
+KEPT_HEADS = {
+    "kept_chosen": "kept, both tuned",
+    "kept_published": "kept, both as published",
+    "kept_no_novel": "kept without novel, both tuned",
+    "kept_as_many": "kept on as many images, both tuned",
+    "kept_mixed": "tuned head against CM-CLIP as published: mostly temperature",
+}
 KEPT_NOTE = (
     "Kept: the ratio of two means over draws, (distilled − none) / (CM-CLIP − none), with Fieller's 95 % interval, "
     "[unbounded] where CM-CLIP's gain is not told from 0."
@@ -43,6 +51,45 @@ COST_TEXTS = {
     "distilled": "+ distilled, proposal's feature",
     "distilled_pooled": "+ distilled, final box pooled again",
 }
+
+
+def choice_note(records: Sequence[Mapping]) -> str:
+    """Where head, temperature and c are chosen, for a caption."""
+    split = select_split_text(records)
+    return (
+        f"Head, temperature and c are chosen on {split}, over all K, draws and nAP50, and reported on the others; rows "
+        f"of {split} show what was chosen on."
+    )
+
+
+def unseen_note(records: Sequence[Mapping]) -> str:
+    """That the images a head is trained on show unlabelled novel objects, and how many do."""
+    pairs = set()
+    for record in records:  # the heads on all images, which as_many and no_novel are not
+        own = [
+            row
+            for row in record.get("rows") or []
+            if notebook_of(record) == NOTEBOOK and row["part"] == "head"
+        ]
+        pairs |= {max((row["images"], row["images_with_novel"]) for row in own)[::-1]} if own else set()
+    many = " or ".join(f"{novel} of {images}" for novel, images in sorted(pairs)) or "Some"
+    return (
+        f"{many} of the base images that the heads are trained on also show novel objects, unlabelled, on whose "
+        "proposals CLIP may be distilled, too."
+    )
+
+
+def permuted_note(records: Sequence[Mapping]) -> str:
+    """Why permuted probabilities lose much; "" where the detector has half of the score or more."""
+    cells = part_rows(records, "choice")
+    values = sorted(set(cells.loc[cells["is_main"].astype(bool), "c"])) if len(cells) else []
+    if not values or values[-1] >= 0.5:
+        return ""
+    text = " or ".join(f"{value:g}" for value in values)
+    return (
+        f" With the chosen c of {text}, the detector's share of the score, most of a permuted score is noise, so its "
+        "loss is large by construction."
+    )
 
 
 def distilled_tables(records: Sequence[Mapping]) -> list[Table]:
@@ -58,21 +105,24 @@ def retention_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Tab
     if len(cells):
         heads = {
             "none": "none",
-            "cm_clip": "CM-CLIP as published",
             "cm_clip_chosen": "CM-CLIP, chosen T and c",
-            "distilled": "distilled",
+            "distilled": "distilled, chosen T and c",
+            "cm_clip": "CM-CLIP as published",
+            "distilled_published": "distilled, T and c as published",
         }
         for name, head in heads.items():
             pairs = zip(cells[name], cells[f"{name}_half_width"])
             display[f"{head}, {metric} (%)"] = [interval_text(*pair) for pair in pairs]
-        for name, head in (("kept", "kept of published"), ("kept_chosen", "kept of chosen")):
+        for name, head in KEPT_HEADS.items():
             ends = zip(cells[name], cells[f"{name}_low"], cells[f"{name}_high"])
             display[head] = [kept_text(*three) for three in ends]
     caption = (
-        f"{NOT_THE_PAPER} {HEAD_NOTE} {KEPT_NOTE} CM-CLIP as published has T = 100 and c = 0.7; chosen: its own T "
-        "and c, "
-        f"chosen in the same way as the head's, so that a better temperature is not counted as distillation. "
-        f"{CHOICE_NOTE} {INTERVAL_NOTE}"
+        f"{NOT_THE_PAPER} {HEAD_NOTE} {KEPT_NOTE} Both tuned: T and c chosen for each in the same way, so that a "
+        f"better temperature is not counted as distillation; both as published: {published_text(records)}. Tuned head "
+        "against CM-CLIP as published compares unlike settings: what it has above the others is mostly the "
+        f"temperature's. {unseen_note(records)} Kept without novel: by a head trained without "
+        "these images, beside one trained on as many images at random. "
+        f"{choice_note(records)} {INTERVAL_NOTE}"
     )
     return Table("distilled_retention", caption, cells, readable(display))
 
@@ -91,13 +141,12 @@ def ways_table(records: Sequence[Mapping], *, metric: str = "nAP50") -> Table:
         ends = zip(cells["kept_chosen"], cells["kept_chosen_low"], cells["kept_chosen_high"])
         display["kept of chosen"] = [kept_text(*three) for three in ends]
     caption = (
-        f"{NOT_THE_PAPER} {HEAD_NOTE} Each way at the T and c chosen for it on split 2, unless as published (T = 100, "
-        "c = 0.7). The shuffled teacher and the permuted probabilities (each detection has another's; mean of three "
-        "draws) take the main head's. CM-CLIP's values, own order: the head's probabilities by rank, with the "
-        "values of "
-        "CM-CLIP's, so that sharpness plays no part. Ways that embed boxes anew (dense, pooled again, CM-CLIP "
-        "with visual "
-        "targets) are of fewer draws, as n says. Gain in points, paired by draw. "
+        f"{NOT_THE_PAPER} {HEAD_NOTE} {unseen_note(records)} Each way at the T and c chosen for it on "
+        f"{select_split_text(records)}, unless as published ({published_text(records)}). The shuffled teacher and the "
+        "permuted probabilities (each detection has another's; mean of three draws) take the main head's."
+        f"{permuted_note(records)} CM-CLIP's values, own order: the head's probabilities by rank, with the values of "
+        "CM-CLIP's, so that sharpness plays no part. Ways that embed boxes anew (dense, pooled again, CM-CLIP with "
+        "visual targets) are of fewer draws, as n says. Gain in points, paired by draw. "
         f"{KEPT_NOTE.replace('distilled', 'way')} {INTERVAL_NOTE}"
     )
     return Table("distilled_ways", caption, cells, readable(display))
@@ -115,8 +164,12 @@ def choices_table(records: Sequence[Mapping]) -> Table:
         f"{way_text(way)} (main)" if main else way_text(way)
         for way, main in zip(cells["way"], cells["is_main"])
     ]
-    display["T"] = [f"{value:g}" for value in cells["temperature"]]
-    display["c"] = [f"{value:g}" for value in cells["c"]]
+    for head, name in (("T", "temperature"), ("c", "c")):
+        ends = grid_ends(records, {"T": "temperatures", "c": "c"}[head])
+        display[head] = [
+            f"{value:g}{AT_ITS_END if value in ends and not math.isnan(on) else ''}"
+            for value, on in zip(cells[name], cells["chosen_on"].astype(float))
+        ]
     display["chosen on split"] = [
         "given" if math.isnan(on) else f"{on:g}" for on in cells["chosen_on"].astype(float)
     ]
@@ -124,11 +177,19 @@ def choices_table(records: Sequence[Mapping]) -> Table:
     display["cells"] = [str(count) for count in cells["cells"]]
     caption = (
         f"{NOT_THE_PAPER} Temperature T and weight c of the detector for each way of re-scoring: those with the "
-        "largest "
-        "mean nAP50 over all cells (every K and draw) of the split that is chosen on. Given: by the parameters, or the "
-        "main head's. Means of ways with fewer cells are of fewer draws."
+        "largest mean nAP50 over all cells (every K and draw) of the split that is chosen on. Given: by the "
+        "parameters, or the main head's. At its end: the smallest or largest value tried, beyond which no one has "
+        "looked, so that way is not at its optimum and its rank among the ways is not final. Means of ways with fewer "
+        "cells are of fewer draws."
     )
     return Table("distilled_choices", caption, cells, readable(display))
+
+
+def grid_ends(records: Sequence[Mapping], name: str) -> set[float]:
+    """The smallest and the largest of the values tried of "temperatures" or "c"; none where one value is tried."""
+    return {
+        end for values in params_of(records, name) if len(values) > 1 for end in (min(values), max(values))
+    }
 
 
 def fidelity_table(records: Sequence[Mapping]) -> Table:
