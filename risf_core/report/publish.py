@@ -37,6 +37,7 @@ HEADLINE = "headline.md"  # of the published tables
 SYSTEM_GAIN = "RISF over cross-entropy"
 SYSTEM = ("ce, none", "bnrl, cm_clip")  # DeFRCN's way, and RISF's
 SYSTEM_SHOTS = (1, 10, 30)  # K of which the paper's numbers are at hand
+OPEN_VOCABULARY = "50_open_vocabulary"
 OTHER_DATA = "not comparable"
 NOTE = (
     "Where the paper's column holds a number, it is the paper's gain over DeFRCN on COCO, with ImageNet weights and "
@@ -239,7 +240,15 @@ def interval_note(records: Sequence[Mapping]) -> str:
     if has_several_bases(records):
         return "± is the half-width of the hierarchical 95 % interval: splits fixed, base models and draws crossed."
     clip = " and one CLIP" if takes_a_clip(fine_tuning_rows(records)) else ""
-    return f"± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model{clip}."
+    own = own_seeds_note(records)
+    return f"± is the half-width of the 95 % Student-t interval over few-shot seeds of one base model{clip}.{own}"
+
+
+def own_seeds_note(records: Sequence[Mapping]) -> str:
+    """That seeds of open-vocabulary detection are no few-shot draws; "" without a record of it."""
+    if not any(notebook_of(record) == OPEN_VOCABULARY for record in records):
+        return ""
+    return f" Of {OPEN_VOCABULARY}, n counts seeds that each have their own base detector."
 
 
 def publish(
@@ -327,7 +336,7 @@ def headline_text(target: Path) -> str:
     runs = planned_runs(target.name)
     rows = result_rows(target.name, records, runs, records_at="../records")
     warnings = "".join(f"\n{line}\n" for line in warning_lines(records, runs))
-    return f"{to_markdown(rows, is_padded=False)}\n{NOTE}\n{warnings}"
+    return f"{to_markdown(rows, is_padded=False)}\n{NOTE}{own_seeds_note(records)}\n{warnings}"
 
 
 def warning_lines(records: Sequence[Mapping], runs: Sequence[RunSpec]) -> list[str]:
