@@ -586,3 +586,21 @@ def test_the_gallery_draws_every_arm_on_every_chosen_image(tmp_path):
     assert drawing.figure.axes[0].get_title().startswith("image 1: +0.50")
     assert "the 2 images with the largest gains and the 0 with" in drawing.caption
     assert "above a score of 0.3" in drawing.caption
+
+
+def test_figures_leave_a_study_of_another_stage_0_to_the_tables():
+    from risf_core.report.open_vocabulary_figures import _of_most_runs
+
+    records = open_vocabulary_records(2, arms=("base", "base_continued", "rkd_rpn"))
+    other = [
+        open_vocabulary_record(seed, arms=("relation_alone",), stage0={"iterations": 1}) for seed in range(2)
+    ]
+    for one in records:
+        one["params"]["stage0"] = {"iterations": 300}
+    for one in other:
+        one["rows"] = [row for row in one["rows"] if row["part"] == "arm"]
+        one["run_id"] += "-alone"
+    rows = arm_rows([*records, *other])
+    assert set(rows["variant"]) != {""} and "relation_alone" in set(rows["arm"])
+    assert set(_of_most_runs(rows)["arm"]) == {"base", "base_continued", "rkd_rpn"}
+    assert len(_of_most_runs(arm_rows(other))) == 2

@@ -87,7 +87,7 @@ def retention_figure(records: Sequence[Mapping], *, metric: str = "nAP50") -> Dr
         ax.set_ylabel(f"{metric} (%)")
     for ax in axes.flat[len(places) :]:
         ax.axis("off")
-    legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0], columns=min(4, 2 * columns))
     caption = (
         f"{NOT_THE_PAPER} {HEAD_NOTE} {unseen_note(records)} Panels: which names compete in the softmax. As published: "
         f"{published_text(records)}; like is compared with like between both as published or both chosen. "

@@ -60,10 +60,16 @@ def _title(cells: pd.DataFrame, key: tuple) -> str:
     return ", ".join(part for part in (f"split {split}", variant) if part)
 
 
+def _of_most_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the parameters that most runs have; a study with a stage 0 of its own stands in the tables alone."""
+    is_main = frame["variant"] == "" if len(frame) else []
+    return frame[is_main] if len(frame) and is_main.any() else frame
+
+
 @styled
 def arms_figure(records: Sequence[Mapping]) -> Drawing:
     """nAP50 of every arm with its interval and its seeds, and the lines of the bases."""
-    cells, rows = arm_cells(records), arm_rows(records)
+    cells, rows = _of_most_runs(arm_cells(records)), _of_most_runs(arm_rows(records))
     if cells.empty:
         return nothing_yet(NOTEBOOK)
     places = groups(cells, PLACE)
@@ -122,7 +128,7 @@ def _heights(arms: Sequence[str]) -> dict[str, float]:
 def fidelity_figure(records: Sequence[Mapping]) -> Drawing:
     """nAP50 of each arm against what its embeddings know of the teacher: zero-shot accuracy, cosine, CKA."""
     metrics = ("zero_shot_novel", "cosine_novel", "cka_novel")
-    cells = arm_cells(records, metrics=(*metrics, "nAP50"), differences=())
+    cells = _of_most_runs(arm_cells(records, metrics=(*metrics, "nAP50"), differences=()))
     cells = cells[cells["arm"] != BASE].dropna(subset=["nAP50"])
     if cells.empty or cells[list(metrics)].isna().all(axis=None):
         return nothing_yet(NOTEBOOK)
