@@ -178,7 +178,9 @@ class OpenVocabularyParams(NotebookParams):
     def _arms_start_from_arms_above(self) -> Self:
         names = list(self.arms)
         for place, (name, arm) in enumerate(self.arms.items()):
-            if arm.start not in ("base", *names[:place]):
+            # the arms of a record are sorted by name, and were in order when it was made
+            above = names if names == sorted(names) else names[:place]
+            if arm.start not in ("base", *above) or arm.start == name != "base":
                 raise ValueError(f"arms: {name} starts from {arm.start!r}, which is no arm above it")
             start = self.arms.get(arm.start) if arm.start != "base" else None
             if start is not None and start.head != "shared":

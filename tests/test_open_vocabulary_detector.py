@@ -409,3 +409,16 @@ def test_arms_that_would_do_something_else_are_refused(arms, words):
         OpenVocabularyParams.model_validate(given | {"arms": arms})
     assert words in str(refused.value)
     OpenVocabularyParams.model_validate(given | {"arms": {"base": {"train": False}, "a": {}}})
+
+
+def test_the_parameters_of_a_record_are_valid_though_its_arms_are_sorted():
+    from pydantic import ValidationError
+
+    arms = {"rkd": {}, "both": {"start": "rkd"}, "a_base": {"start": "both"}}
+    given = {"profile": "ovd", "base": "a.yaml", "clip": {"run": "b.yaml"}}
+    OpenVocabularyParams.model_validate(given | {"arms": arms})
+    OpenVocabularyParams.model_validate(given | {"arms": dict(sorted(arms.items()))})
+    with pytest.raises(ValidationError, match="no arm above it"):
+        OpenVocabularyParams.model_validate(given | {"arms": {"both": {"start": "rkd"}, "rkd": {}, "a": {}}})
+    with pytest.raises(ValidationError, match="no arm above it"):
+        OpenVocabularyParams.model_validate(given | {"arms": {"rkd": {"start": "rkd"}}})
