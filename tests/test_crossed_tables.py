@@ -301,4 +301,7 @@ def test_the_control_stands_in_the_published_headline_of_both_arms():
     levels = [number.quantity for number in crossed_numbers(made) if number.quantity.startswith("nAP50 (%)")]
     for arm in ("kshot", "missing"):
         for cell in ("ce", "ce at its best rate", "bnrl"):
-            assert any(f"K=10, {arm}: {cell}, over splits 1, 3 " in quantity for quantity in levels), (arm, cell)
+            assert any(f"K=10, {arm}: {cell}, over splits 1, 3 " in quantity for quantity in levels), (
+                arm,
+                cell,
+            )
